@@ -1,0 +1,1 @@
+"""What an adapter is: its reference, manifest, store and verification. The contract between training and service."""

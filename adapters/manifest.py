@@ -1,0 +1,137 @@
+"""`tonearm.json`: what an adapter directory says of itself. Written last, its presence is the commit."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adapters.errors import VerificationError
+from adapters.reference import NAME
+
+MANIFEST = "tonearm.json"
+PEFT_CONFIG = "adapter_config.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+
+MAX_MANIFEST_BYTES = 16 * 2**20
+"""A manifest is read whole, so its size is bounded before that."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseReference(_Frozen):
+    """The base model an adapter was trained on."""
+
+    id: str
+    revision: str | None = None
+    sha256: Sha256
+
+
+class LoraShape(_Frozen):
+    """Largest rank and targeted module names; rank 0 and no targets is a head alone."""
+
+    rank: Annotated[int, Field(ge=0)]
+    targets: tuple[str, ...] = ()
+
+
+class TrainingSet(_Frozen):
+    """What it was trained on: a name for people, a digest of the rows, their number."""
+
+    name: str
+    sha256: Sha256
+    examples: Annotated[int, Field(ge=1)]
+
+
+class Metric(_Frozen):
+    """A measured value with its 95 % interval over `n` examples."""
+
+    value: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+    n: Annotated[int, Field(ge=1)]
+
+
+class GoldenExample(_Frozen):
+    """A text with the logits that training computed for it in fp32, in label order."""
+
+    text: str
+    logits: tuple[FiniteFloat, ...]
+
+
+class Manifest(_Frozen):
+    """Schema 1. `files` maps every other file of the directory, by its relative path, to its SHA-256."""
+
+    schema_version: Literal[1] = 1
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    version: Annotated[int, Field(ge=1)]
+    created: str
+    """UTC, ISO 8601."""
+    task: Literal["single_label", "multi_label"] = "single_label"
+    description: str = ""
+    base: BaseReference
+    labels: Annotated[tuple[str, ...], Field(min_length=1, max_length=10_000)]
+    max_tokens: Annotated[int, Field(ge=3)]
+    truncation_side: Literal["left", "right"] = "right"
+    lora: LoraShape
+    training: TrainingSet | None = None
+    metrics: dict[str, Metric] = {}
+    temperature: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    golden: Annotated[tuple[GoldenExample, ...], Field(max_length=64)] = ()
+    files: dict[str, Sha256]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            doubled = sorted({label for label in self.labels if self.labels.count(label) > 1})
+            raise ValueError(f"labels must differ, {doubled} occur twice")
+        for example in self.golden:
+            if len(example.logits) != len(self.labels):
+                raise ValueError(
+                    f"golden text {example.text[:40]!r} has {len(example.logits)} logits for {len(self.labels)} labels"
+                )
+        return self
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and validate `tonearm.json`.
+
+    Raises:
+        VerificationError: it is too large, no JSON, or does not fit the schema.
+    """
+    path = directory / MANIFEST
+    where = f"{directory.parent.name}@{directory.name}"
+    size = path.stat().st_size
+    if size > MAX_MANIFEST_BYTES:
+        raise VerificationError(where, "manifest", f"at most {MAX_MANIFEST_BYTES} bytes", f"{size} bytes")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or MANIFEST
+        raise VerificationError(where, "manifest", "the manifest schema 1", f"{place}: {first['msg']}") from error
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Write `tonearm.json` with its keys in the order of the model, readable by people."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def digest_files(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file below `directory` but the manifest itself, by POSIX relative path."""
+    return {
+        path.relative_to(directory).as_posix(): file_sha256(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.relative_to(directory).as_posix() != MANIFEST
+    }
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,51 @@
+"""Text to token ids, once a text, however many adapters read it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A whole text as token ids, special tokens included.
+
+    Attributes:
+        ids: prefix specials, text, suffix specials.
+        prefix, suffix: how many special tokens stand before and behind the text.
+    """
+
+    ids: list[int]
+    prefix: int
+    suffix: int
+
+    def truncated(self, max_tokens: int, side: Literal["left", "right"]) -> list[int]:
+        """The ids cut to `max_tokens` by dropping text on one side; special tokens stay."""
+        over = len(self.ids) - max_tokens
+        if over <= 0:
+            return self.ids
+        end = len(self.ids) - self.suffix
+        if side == "right":
+            return self.ids[: end - over] + self.ids[end:]
+        return self.ids[: self.prefix] + self.ids[self.prefix + over :]
+
+
+class Tokeniser:
+    """Tokenises whole texts; truncation is the adapter's and comes after."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        # What the tokenizer puts around an empty text is what it puts around any; the text stands between.
+        marked = tokenizer("a", return_special_tokens_mask=True, truncation=False)
+        mask = marked["special_tokens_mask"]
+        self._prefix = mask.index(0)
+        self._suffix = mask[::-1].index(0)
+        self.pad_id = int(tokenizer.pad_token_id or 0)
+
+    def __call__(self, texts: list[str]) -> list[Tokens]:
+        if not texts:
+            return []
+        encoded = self._tokenizer(
+            texts, truncation=False, padding=False, return_attention_mask=False, return_token_type_ids=False
+        )
+        return [Tokens(ids, self._prefix, self._suffix) for ids in encoded["input_ids"]]

@@ -1,0 +1,20 @@
+"""Fixtures that every room's tests share: the real base and a registry of their own."""
+
+from pathlib import Path
+
+import pytest
+
+from adapters.base_model import BaseModelFiles, find_base_model
+from adapters.store import Registry
+
+
+@pytest.fixture(scope="session")
+def base() -> BaseModelFiles:
+    return find_base_model()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    root = tmp_path / "registry"
+    root.mkdir()
+    return Registry(root)

@@ -1,0 +1,129 @@
+"""The engine against PEFT, its oracle, and against itself one row at a time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from adapters.base_model import BaseModelFiles
+from adapters.errors import TextTooLong, UnknownAdapter, VerificationError
+from adapters.manifest import read_manifest, write_manifest
+from adapters.reference import AdapterId
+from adapters.store import Registry
+from engine.engine import Answer, Engine, Row
+from tests.factory import TEXTS, AdapterShape, peft_logits, peft_model, save_adapter
+
+SHAPES = {
+    "qv": AdapterShape(seed=1),
+    "three": AdapterShape(labels=("negative", "neutral", "positive"), rank=2, seed=2),
+    "all": AdapterShape(labels=tuple("abcdef"), rank=8, targets="all-linear", seed=3),
+    "rslora": AdapterShape(rank=6, seed=4, peft={"use_rslora": True}),
+    "patterns": AdapterShape(
+        rank=4,
+        seed=5,
+        targets=("query", "key", "dense"),
+        peft={"rank_pattern": {"key": 2, r"layer\.[01]\.output\.dense": 7}, "alpha_pattern": {"query": 3}},
+    ),
+    "pooler": AdapterShape(rank=3, seed=6, peft={"modules_to_save": ["classifier", "pooler"]}),
+    "layers": AdapterShape(rank=3, seed=7, peft={"layers_to_transform": [1, 4]}),
+    "head": AdapterShape(seed=8, targets="dummy-target-modules"),
+    "left": AdapterShape(rank=5, seed=9, max_tokens=12, truncation_side="left"),
+}
+
+
+@pytest.fixture(scope="module")
+def engine(base: BaseModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """An engine with every shape resident, each verified by golden logits that PEFT computed."""
+    registry = Registry(tmp_path_factory.mktemp("registry"))
+    engine = Engine(base, capacity=16)
+    for name, shape in SHAPES.items():
+        source = save_adapter(tmp_path_factory.mktemp(name) / "adapter", base, shape, name=name)
+        adapter = registry.publish(source, name)
+        engine.attach(engine.read(registry.directory(adapter), adapter))
+    return engine
+
+
+def logits(engine: Engine, rows: list[Row]) -> list[torch.Tensor]:
+    outcomes, _ = engine.classify(rows)
+    answers = [outcome for outcome in outcomes if isinstance(outcome, Answer)]
+    assert len(answers) == len(rows), outcomes
+    return [torch.tensor(answer.logits) for answer in answers]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_logits_are_pefts_own(engine: Engine, base: BaseModelFiles, name: str) -> None:
+    expected = peft_logits(peft_model(base, SHAPES[name]), base, TEXTS, SHAPES[name])
+    found = torch.stack(logits(engine, [Row(text, AdapterId(name, 1)) for text in TEXTS]))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    # The adapters must differ from the base by more than the tolerance, or the comparison says nothing.
+    assert expected.std() > 1e-2
+
+
+def test_mixed_batch_is_one_by_one(engine: Engine) -> None:
+    rows = [Row(text, AdapterId(name, 1)) for text in TEXTS for name in SHAPES]
+    together = logits(engine, rows)
+    for row, mixed in zip(rows, together, strict=True):
+        (alone,) = logits(engine, [row])
+        torch.testing.assert_close(mixed, alone, atol=1e-4, rtol=0)
+
+
+def test_the_fast_path_is_the_plain_loop(engine: Engine) -> None:
+    lora = next(iter(engine._bank.lora.values()))
+    x = torch.randn(5, 7, lora.a.shape[1])
+    for slots in ([1, 2, 3, 4, 5], [3] * 5, [0, 1, 0, 2, 0]):
+        engine._bank.select(slots, lora=True)
+        torch.testing.assert_close(lora(x), lora.reference(x), atol=1e-5, rtol=0)
+
+
+def test_rows_fail_alone(engine: Engine) -> None:
+    outcomes, stats = engine.classify(
+        [
+            Row("fine", AdapterId("qv", 1)),
+            Row("fine", AdapterId("nobody", 1)),
+            Row("word " * 50, AdapterId("left", 1), truncate=False),
+            Row("word " * 50, AdapterId("left", 1)),
+        ]
+    )
+    assert isinstance(outcomes[0], Answer)
+    assert isinstance(outcomes[1], UnknownAdapter)
+    assert isinstance(outcomes[2], TextTooLong)
+    assert isinstance(outcomes[3], Answer)
+    assert (outcomes[0].truncated, outcomes[3].truncated, outcomes[3].tokens) == (False, True, 12)
+    assert stats.rows == 2
+
+
+def test_nothing_to_do(engine: Engine) -> None:
+    assert engine.classify([])[0] == []
+
+
+def test_least_recently_used_makes_room(base: BaseModelFiles, registry: Registry, tmp_path: Path) -> None:
+    engine = Engine(base, capacity=2)
+    ids = []
+    for seed in range(3):
+        source = save_adapter(tmp_path / str(seed), base, AdapterShape(seed=seed))
+        ids.append(registry.publish(source, f"a{seed}"))
+    for adapter in ids[:2]:
+        engine.attach(engine.read(registry.directory(adapter), adapter))
+    engine.classify([Row("touch", ids[0])])
+    before = logits(engine, [Row(TEXTS[0], ids[0])])[0]
+    engine.attach(engine.read(registry.directory(ids[2]), ids[2]))
+    assert set(engine.resident) == {ids[0], ids[2]}
+    torch.testing.assert_close(logits(engine, [Row(TEXTS[0], ids[0])])[0], before, atol=1e-6, rtol=0)
+
+
+def test_wrong_golden_logits_are_refused_and_evict_nobody(
+    base: BaseModelFiles, registry: Registry, tmp_path: Path
+) -> None:
+    engine = Engine(base, capacity=1)
+    good = registry.publish(save_adapter(tmp_path / "good", base, AdapterShape(seed=1)), "good")
+    engine.attach(engine.read(registry.directory(good), good))
+    before = logits(engine, [Row(TEXTS[0], good)])[0]
+    source = save_adapter(tmp_path / "bad", base, AdapterShape(seed=2))
+    manifest = read_manifest(source)
+    wrong = manifest.golden[0].model_copy(update={"logits": (9.0, -9.0)})
+    write_manifest(source, manifest.model_copy(update={"golden": (wrong,)}))
+    bad = registry.publish(source, "bad")
+    with pytest.raises(VerificationError, match=r"bad@1.*golden logits"):
+        engine.attach(engine.read(registry.directory(bad), bad))
+    assert engine.resident == (good,)
+    torch.testing.assert_close(logits(engine, [Row(TEXTS[0], good)])[0], before, atol=1e-6, rtol=0)

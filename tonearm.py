@@ -1,0 +1,36 @@
+"""The front door: the command `tonearm`. Every verb lives in its own room and is imported when it is asked for."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+import adapters.command
+import service.command
+import training.command
+from adapters.errors import TonearmError
+
+app = typer.Typer(
+    name="tonearm",
+    help="Train text classifiers as LoRA adapters, and serve hundreds of them from one shared encoder.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(training.command.train)
+app.command()(service.command.serve)
+app.command()(service.command.classify)
+app.add_typer(adapters.command.app, name="adapters")
+
+
+def main() -> None:
+    """Run a verb; an error of ours is one line on standard error and exit status 1."""
+    try:
+        app()
+    except TonearmError as error:
+        Console(stderr=True).print(f"[bold red]tonearm:[/] {error}", markup=True, highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

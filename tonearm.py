@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-import adapters.command
+import engine.command
 import service.command
 import training.command
 from adapters.errors import TonearmError
@@ -20,7 +20,7 @@ app = typer.Typer(
 app.command()(training.command.train)
 app.command()(service.command.serve)
 app.command()(service.command.classify)
-app.add_typer(adapters.command.app, name="adapters")
+app.add_typer(engine.command.app, name="adapters")
 
 
 def main() -> None:

@@ -1,6 +1,10 @@
 """Fixtures that every room's tests share: the real base and a registry of their own."""
 
+import os
 from pathlib import Path
+
+# Threads that spin while they wait make two busy processes on two cores a hundred times slower; before torch loads.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 

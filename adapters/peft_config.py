@@ -91,6 +91,15 @@ class PeftLoraConfig(BaseModel):
             return set()
         return {name for name in linears if self._targets(name, output)}
 
+    def saves(self, parameter: str) -> bool:
+        """Whether `parameter` belongs to a module that is saved whole; PEFT matches module names by their end."""
+        named = self.modules_to_save or ()
+        if self.task_type == "SEQ_CLS":
+            named = (*named, "classifier", "score")
+        parts = parameter.split(".")[:-1]
+        ancestors = [".".join(parts[: depth + 1]) for depth in range(len(parts))]
+        return any(ancestor.endswith(name) for ancestor in ancestors for name in named)
+
     def _targets(self, name: str, output: str) -> bool:
         if self._matches(self.exclude_modules, name):
             return False

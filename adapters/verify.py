@@ -292,6 +292,9 @@ class _Reader:
             for key in parameters:
                 if key.rpartition(".")[0] == module and key not in tensors:
                     self.fail("tensors", f"all of {module}, {key} too", "a part of it")
+        for key in tensors:
+            if not config.saves(key):
+                self.fail("tensors", "modules that modules_to_save names alone", key)
         for name in config.modules_to_save or ():
             known = [key for key in parameters if re.match(rf"(^|.*\.){name}\.", key)]
             missing = [key for key in known if key not in tensors]

@@ -7,27 +7,13 @@ the base: zeros in every `A` and `B`, the base's own weights in every head.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from adapters.verify import Adapter, LoraPair
-
-
-@dataclass
-class Selection:
-    """Which slots the rows of the running forward pass read; shared by all modules of one bank.
-
-    Attributes:
-        slots: [B] int64, a slot a row.
-        single: the one slot that all rows read, or None where they differ.
-        lora: False where no row's adapter has LoRA, so that every delta can be left out.
-    """
-
-    slots: Tensor
-    single: int | None = None
-    lora: bool = False
+from engine.deberta import split_positions_by_slot
+from engine.selection import Selection
 
 
 class LoraLinear(nn.Module):
@@ -206,6 +192,7 @@ class LoraBank:
         module = LoraLinear(self.model.get_submodule(name), d_in, pair.b.shape[1], self.slots, rank, self.selection)
         self.lora[name] = module
         self.model.set_submodule(name, module)
+        split_positions_by_slot(self.model, name, self.selection)
 
     def _install_head(self, name: str) -> None:
         inside_lora = name in self.lora

@@ -132,7 +132,9 @@ class _Reader:
             self.check_base_by_config(config)
         tensors = self.read_tensors()
         lora = self.check_lora(config, tensors)
-        saved = self.check_saved(config, tensors)
+        saved = tensors  # check_lora has taken its own out
+        self.check_saved_shapes(saved)
+        self.check_saved_whole(config, saved)
         classes = saved[f"{self.layout.output}.weight"].shape[0]
         if manifest is None:
             labels = tuple(f"LABEL_{index}" for index in range(classes))
@@ -275,7 +277,7 @@ class _Reader:
             pairs[module] = LoraPair(side["A"].T.contiguous(), (side["B"].T * config.scaling(module)).contiguous())
         return pairs
 
-    def check_saved(self, config: PeftLoraConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def check_saved_shapes(self, tensors: dict[str, Tensor]) -> None:
         parameters, output = self.layout.parameters, self.layout.output
         for key, tensor in tensors.items():
             if key not in parameters:
@@ -286,6 +288,13 @@ class _Reader:
                 self.fail("shape", f"{list(parameters[key])} for {key}", str(list(tensor.shape)))
         if f"{output}.weight" not in tensors:
             self.fail("tensors", f"a head: {output}.weight", "none in the file")
+        bias = tensors.get(f"{output}.bias")
+        if bias is not None and bias.shape[0] != tensors[f"{output}.weight"].shape[0]:
+            self.fail("shape", f"one {output}.bias a class", str(list(bias.shape)))
+
+    def check_saved_whole(self, config: PeftLoraConfig, tensors: dict[str, Tensor]) -> None:
+        """No module is saved by half, none is missing, and none is there that the config does not name."""
+        parameters = self.layout.parameters
         for key in sorted(self.layout.fresh - tensors.keys()):
             self.fail("tensors", f"{key}, which the base's own weights do not hold", "none in the file")
         for module in {key.rpartition(".")[0] for key in tensors}:
@@ -300,7 +309,3 @@ class _Reader:
             missing = [key for key in known if key not in tensors]
             if missing:
                 self.fail("tensors", f"{missing[0]}, which modules_to_save names", "none in the file")
-        bias = tensors.get(f"{output}.bias")
-        if bias is not None and bias.shape[0] != tensors[f"{output}.weight"].shape[0]:
-            self.fail("shape", f"one {output}.bias a class", str(list(bias.shape)))
-        return tensors

@@ -19,6 +19,7 @@ from adapters.reference import AdapterId
 from adapters.verify import GOLDEN_TOLERANCE, Adapter, BaseLayout, read_adapter
 from engine.bank import LoraBank, saved_modules_refusal
 from engine.encoder import load_encoder
+from engine.lean import lean_encoder
 from engine.plan import MicroBatch, plan
 from engine.tokenise import Tokeniser, Tokens
 
@@ -101,6 +102,7 @@ class Engine:
         device: str = "cpu",
         dtype: torch.dtype | None = None,
         token_budget: int = 8192,
+        lean: bool = True,
     ) -> None:
         """
         Args:
@@ -109,6 +111,7 @@ class Engine:
             device: a torch device.
             dtype: of the encoder; fp32 on a CPU and bf16 elsewhere by default. Heads are always fp32.
             token_budget: most padded tokens in one forward pass.
+            lean: use the lean pass where the architecture has one; False is for comparing.
 
         Raises:
             BaseModelError: the base cannot be loaded.
@@ -120,6 +123,8 @@ class Engine:
         self._device = device
         self._tokenise = Tokeniser(encoder.tokenizer)
         self._bank = LoraBank(encoder.model, capacity + 1)
+        self._lean = lean_encoder(encoder.model, self._bank) if lean else None
+        self._lean_fits = self._lean is not None
         self._max_rank = max_rank
         self._token_budget = token_budget
         self._lock = threading.RLock()
@@ -160,12 +165,12 @@ class Engine:
             victim = None if self._free else next(iter(self._resident))
             slot = self._free[-1] if victim is None else self._resident[victim][0]
             evicted = None if victim is None else self._resident.pop(victim)
-            self._bank.write(slot, adapter)
+            self._write(slot, adapter)
             try:
                 self._check_golden(adapter, slot)
             except VerificationError:
                 if victim is not None and evicted is not None:
-                    self._bank.write(slot, evicted[1])
+                    self._write(slot, evicted[1])
                     self._resident[victim] = evicted
                     self._resident.move_to_end(victim, last=False)
                 raise
@@ -222,6 +227,11 @@ class Engine:
         """Memory that the slots of all adapters take."""
         return self._bank.bytes()
 
+    def _write(self, slot: int, adapter: Adapter) -> None:
+        self._bank.write(slot, adapter)
+        if self._lean is not None:
+            self._lean_fits = self._lean.refresh()
+
     def _prepare(self, rows: Sequence[Row], outcomes: list[Outcome | None]) -> list[_Work]:
         """Look up, tokenise each distinct text once, truncate as each adapter wants."""
         tokens = dict(zip(texts := list({row.text: None for row in rows}), self._tokenise(texts), strict=True))
@@ -254,13 +264,14 @@ class Engine:
 
     def _forward(self, ids: list[list[int]], length: int, work: list[_Work]) -> Tensor:
         """Logits [B, C], padded to the widest label set in the bank, fp32 on the CPU."""
-        padded = [row + [self._tokenise.pad_id] * (length - len(row)) for row in ids]
-        mask = [[1] * len(row) + [0] * (length - len(row)) for row in ids]
         self._bank.select([item.slot for item in work], lora=any(item.adapter.lora for item in work))
-        logits: Tensor = self._model(
-            input_ids=torch.tensor(padded, device=self._device),  # [B, T]
-            attention_mask=torch.tensor(mask, device=self._device),  # [B, T]
-        ).logits
+        padded = torch.tensor([row + [self._tokenise.pad_id] * (length - len(row)) for row in ids], device=self._device)
+        logits: Tensor
+        if self._lean is not None and self._lean_fits:
+            logits = self._lean(padded, [len(row) for row in ids])
+        else:
+            mask = [[1] * len(row) + [0] * (length - len(row)) for row in ids]
+            logits = self._model(input_ids=padded, attention_mask=torch.tensor(mask, device=self._device)).logits
         return logits.float().cpu()
 
     @torch.inference_mode()

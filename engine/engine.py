@@ -208,7 +208,7 @@ class Engine:
             work = self._prepare(rows, outcomes)
             tokenised = time.perf_counter()
             lengths = [len(item.ids) for item in work]
-            batches = plan(lengths, token_budget=self._token_budget, pass_cost_tokens=_PASS_COST_TOKENS)
+            batches = plan(lengths, token_budget=self._token_budget, pass_cost_tokens=PASS_COST_TOKENS)
             for batch in batches:
                 self._run(batch, [work[at] for at in batch.rows], outcomes)
             stats = BatchStats(
@@ -222,6 +222,11 @@ class Engine:
         done = [outcome for outcome in outcomes if outcome is not None]
         assert len(done) == len(rows)
         return done, stats
+
+    def slot(self, adapter: AdapterId) -> int:
+        """The bank's slot of a resident adapter; KeyError if it is not resident."""
+        with self._lock:
+            return self._resident[adapter][0]
 
     def bank_bytes(self) -> int:
         """Memory that the slots of all adapters take."""
@@ -254,7 +259,8 @@ class Engine:
 
     def _run(self, batch: MicroBatch, work: list[_Work], outcomes: list[Outcome | None]) -> None:
         try:
-            logits = self._forward([item.ids for item in work], batch.length, work)
+            slots = [item.slot for item in work]
+            logits = self.forward([item.ids for item in work], slots, lora=any(item.adapter.lora for item in work))
         except (RuntimeError, ValueError, IndexError) as error:
             for item in work:
                 outcomes[item.at] = InferenceFailed(f"the forward pass failed: {type(error).__name__}")
@@ -262,9 +268,20 @@ class Engine:
         for item, outcome in zip(work, _answers(logits, work), strict=True):
             outcomes[item.at] = outcome
 
-    def _forward(self, ids: list[list[int]], length: int, work: list[_Work]) -> Tensor:
-        """Logits [B, C], padded to the widest label set in the bank, fp32 on the CPU."""
-        self._bank.select([item.slot for item in work], lora=any(item.adapter.lora for item in work))
+    @torch.inference_mode()
+    def forward(self, ids: list[list[int]], slots: list[int], *, lora: bool = True) -> Tensor:
+        """One forward pass over rows that are tokenised already; what `classify` runs a micro-batch with.
+
+        Args:
+            ids: token ids of each row, within the base's length.
+            slots: the bank's slot of each row; 0 is the base.
+            lora: False if no row's adapter has LoRA, so that its products are left out.
+
+        Returns:
+            logits [B, C], C as wide as the widest label set in the bank, fp32 on the CPU.
+        """
+        length = max(map(len, ids))
+        self._bank.select(slots, lora=lora)
         padded = torch.tensor([row + [self._tokenise.pad_id] * (length - len(row)) for row in ids], device=self._device)
         logits: Tensor
         if self._lean is not None and self._lean_fits:
@@ -274,15 +291,13 @@ class Engine:
             logits = self._model(input_ids=padded, attention_mask=torch.tensor(mask, device=self._device)).logits
         return logits.float().cpu()
 
-    @torch.inference_mode()
     def _check_golden(self, adapter: Adapter, slot: int) -> None:
         if not adapter.golden:
             return
         tolerance = GOLDEN_TOLERANCE if self._dtype == torch.float32 else _HALF_TOLERANCE
         tokens = self._tokenise([example.text for example in adapter.golden])
         ids = [text.truncated(adapter.max_tokens, adapter.truncation_side) for text in tokens]
-        work = [_Work(at, adapter, slot, row, False) for at, row in enumerate(ids)]
-        logits = self._forward(ids, max(map(len, ids)), work)
+        logits = self.forward(ids, [slot] * len(ids), lora=bool(adapter.lora))
         for row, example in zip(logits, adapter.golden, strict=True):
             found = row[: len(adapter.labels)]
             off = float((found - torch.tensor(example.logits)).abs().max())
@@ -295,7 +310,7 @@ class Engine:
                 )
 
 
-_PASS_COST_TOKENS = 48
+PASS_COST_TOKENS = 48
 """What a forward pass costs on a CPU besides its tokens (dispatch, gathers), in tokens' worth of time."""
 
 

@@ -1,0 +1,22 @@
+"""How many CPU cores this process may really use."""
+
+import math
+import os
+from pathlib import Path
+
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def usable_cores(quota: Path = _QUOTA) -> int:
+    """Cores by affinity and by the container's quota, at least 1.
+
+    A container with a limit of two cores on a machine of 64 still sees 64, and torch would start 64 threads on two.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        allowed_us, period_us = quota.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    if allowed_us == "max":
+        return cores
+    return max(1, min(cores, math.ceil(int(allowed_us) / int(period_us))))

@@ -1,0 +1,145 @@
+"""The API process's end of the way to the worker.
+
+What is asked in one event-loop tick leaves as one message, and one message comes back a batch: on LitServe's queues
+a message costs about a millisecond of CPU in all, whatever is in it.
+"""
+
+import asyncio
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+from litserve.utils import LitAPIStatus
+
+from adapters.errors import DeadlineExceeded, Overloaded, TonearmError, WorkerLost
+from service.messages import Job, Reply, Row
+
+REPLIES_UID = "replies"
+"""The one entry in LitServe's response buffer; LitServe itself would make one a request."""
+
+_RATE_WINDOW_S = 5.0
+_MAX_RETRY_AFTER_S = 30
+_UNMEASURED_RETRY_AFTER_S = 2
+
+log = structlog.get_logger(__name__)
+
+
+class Mailbox:
+    """Sends jobs, hands each reply to the coroutine that waits for it, and bounds what waits.
+
+    Belongs to one event loop; nothing here is called from another thread.
+    """
+
+    def __init__(self, max_queued_rows: int) -> None:
+        self._max_queued_rows = max_queued_rows
+        self._ids = itertools.count()
+        self._outbox: list[Job] = []
+        self._pending: dict[int, asyncio.Future[Reply]] = {}
+        self._answered: deque[tuple[float, int]] = deque()
+        self._put: Callable[[tuple[Job, ...]], None] | None = None
+        self.queued_rows = 0
+
+    def connect(self, put: Callable[[tuple[Job, ...]], None]) -> None:
+        """Say how a message of jobs is sent; before that nothing can be asked."""
+        self._put = put
+
+    async def ask(self, rows: Sequence[Row], *, timeout_s: float) -> Reply:
+        """Queue rows as one job and wait for its reply.
+
+        Raises:
+            Overloaded: too many rows wait already.
+            DeadlineExceeded: no reply within `timeout_s`.
+            WorkerLost: the worker that held the job died.
+        """
+        if self.queued_rows + len(rows) > self._max_queued_rows:
+            raise Overloaded(self.queued_rows, self._max_queued_rows, self._retry_after_s())
+        loop = asyncio.get_running_loop()
+        job = Job(next(self._ids), time.monotonic() + timeout_s, tuple(rows))
+        future: asyncio.Future[Reply] = loop.create_future()
+        self._pending[job.id] = future
+        self.queued_rows += len(rows)
+        if not self._outbox:
+            loop.call_soon(self._flush)
+        self._outbox.append(job)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError:
+            raise DeadlineExceeded(timeout_s) from None
+        finally:
+            del self._pending[job.id]
+            self.queued_rows -= len(rows)
+
+    def deliver(self, replies: Sequence[Reply]) -> None:
+        """Hand out what one message brought. Never raises: LitServe's receiver ends for good if it does."""
+        for reply in replies:
+            future = self._pending.get(reply.job_id)
+            # None: its deadline passed, or its worker was taken for dead, and nobody waits any more.
+            if future is not None and not future.done():
+                future.set_result(reply)
+        self._answered.append((time.monotonic(), sum(len(reply.outcomes) for reply in replies)))
+        self._forget_old_answers()
+
+    def fail_all(self, error: Callable[[], TonearmError]) -> int:
+        """Fail everything that waits, and return how many jobs that were."""
+        waiting = [future for future in self._pending.values() if not future.done()]
+        for future in waiting:
+            future.set_exception(error())
+        return len(waiting)
+
+    def _flush(self) -> None:
+        jobs, self._outbox = tuple(self._outbox), []
+        try:
+            if self._put is None:
+                raise ConnectionError("not connected yet")
+            self._put(jobs)
+        except (OSError, EOFError) as error:
+            # The process that holds LitServe's queues is gone; main is about to notice.
+            log.error("queue_lost", error=repr(error))
+            for job in jobs:
+                future = self._pending.get(job.id)
+                if future is not None and not future.done():
+                    future.set_exception(WorkerLost("the queue to the inference worker is gone; try again"))
+
+    def _retry_after_s(self) -> int:
+        """Time to answer what is queued, at the rate of the last seconds."""
+        self._forget_old_answers()
+        if not self._answered:
+            return _UNMEASURED_RETRY_AFTER_S
+        span_s = max(time.monotonic() - self._answered[0][0], 0.1)
+        rows_per_s = sum(rows for _, rows in self._answered) / span_s
+        return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(self.queued_rows / rows_per_s)))
+
+    def _forget_old_answers(self) -> None:
+        oldest_s = time.monotonic() - _RATE_WINDOW_S
+        while self._answered and self._answered[0][0] < oldest_s:
+            self._answered.popleft()
+
+
+class ReplySlot:
+    """Stands in LitServe's response buffer under `REPLIES_UID`, shaped like its `ResponseBufferItem`.
+
+    LitServe's receiver sets `response` to [payload, status] for every message with that uid, on the event loop.
+    """
+
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
+        self.event = asyncio.Event()
+        self.response_queue: deque[Any] | None = None
+        self.worker_id: int | None = None
+
+    @property
+    def response(self) -> None:
+        return None
+
+    @response.setter
+    def response(self, received: list[Any]) -> None:
+        payload, status = received
+        if status == LitAPIStatus.OK:
+            self._mailbox.deliver(payload)
+        else:
+            log.error("unexpected_reply", status=status)

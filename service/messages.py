@@ -1,0 +1,73 @@
+"""What crosses the queues between the API process and the worker. Light: importing it must not import torch."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from adapters.errors import TonearmError
+from adapters.reference import AdapterId
+
+# Named tuples where there is one a row: they pickle several times faster than dataclasses do.
+
+
+class Row(NamedTuple):
+    """The engine's `Row`, importable without torch: one text for one adapter."""
+
+    text: str
+    adapter: AdapterId
+    truncate: bool
+
+
+class Answer(NamedTuple):
+    """The engine's `Answer`, importable without torch. Logits and scores are in the order of `labels`."""
+
+    labels: tuple[str, ...]
+    logits: tuple[float, ...]
+    scores: tuple[float, ...]
+    tokens: int
+    truncated: bool
+
+
+Outcome = Answer | TonearmError
+
+
+class Job(NamedTuple):
+    """One request's rows, answered together.
+
+    Attributes:
+        id: unique in the API process that sent it.
+        deadline_s: on the monotonic clock, which all processes of a machine share; nobody waits after it.
+    """
+
+    id: int
+    deadline_s: float
+    rows: tuple[Row, ...]
+
+
+class Timings(NamedTuple):
+    """Where a job's time went: waiting for its batch (and its adapter), and in that batch's stages."""
+
+    queue_s: float
+    tokenise_s: float
+    forward_s: float
+
+
+class Reply(NamedTuple):
+    """One outcome a row of the job, in its order."""
+
+    job_id: int
+    outcomes: tuple[Outcome, ...]
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One message on LitServe's request queue, taken apart.
+
+    Attributes:
+        response_queue_id: which API process waits.
+        sent_s: on the monotonic clock.
+    """
+
+    response_queue_id: int
+    sent_s: float
+    jobs: tuple[Job, ...]

@@ -1,0 +1,41 @@
+"""`/livez`, `/readyz`, `/metrics`: for the machinery around the service."""
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from service import metrics
+from service.schemas import Probe, problem_answers
+from service.service import Service
+
+router = APIRouter(tags=["probes"])
+
+
+@router.get("/livez", response_model=Probe, responses={503: {"model": Probe}}, summary="Should it be left running?")
+async def livez(request: Request) -> Response:
+    """503 if only a restart can help: a worker that stays dead or is stuck, or replies that no longer arrive."""
+    service: Service = request.app.state.service
+    reason = service.watch.death()
+    if reason is None:
+        return JSONResponse({"status": "ok", "detail": None})
+    return JSONResponse({"status": "dead", "detail": reason}, 503)
+
+
+@router.get("/readyz", response_model=Probe, responses=problem_answers(503), summary="Should it get traffic?")
+async def readyz(request: Request) -> Response:
+    """503 while starting, while the worker is replaced, and from the first moment of draining."""
+    service: Service = request.app.state.service
+    service.watch.check_ready()
+    return JSONResponse({"status": "ok", "detail": None})
+
+
+@router.get("/metrics", responses=problem_answers(401), summary="Metrics in Prometheus' text format")
+async def read_metrics(request: Request) -> Response:
+    service: Service = request.app.state.service
+    gauges = service.watch.gauges() | service.experiments.gauges()
+    return Response(await run_in_threadpool(metrics.scrape, lambda: gauges), media_type=metrics.CONTENT_TYPE)
+
+
+@router.get("/", include_in_schema=False)
+async def index() -> Response:
+    return RedirectResponse("/docs")

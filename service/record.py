@@ -1,0 +1,114 @@
+"""What is kept of every request: its id, one line in the log, one count in the metrics.
+
+Handlers note the facts they alone know (adapter, arm); counting and logging happen here, once for all of them.
+"""
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from adapters.errors import TonearmError
+from service import metrics
+from service.problems import problem_response
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_QUIET = frozenset({"/livez", "/readyz", "/metrics"})
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class Facts:
+    """What a handler learns about its request."""
+
+    adapter: str = ""
+    experiment: str = ""
+    arm: str = ""
+    rows: int = 0
+    texts: list[str] | None = None
+    """Set only where texts may be logged."""
+
+
+def facts_of(request: Request) -> Facts:
+    facts: Facts = request.scope["state"]["facts"]
+    return facts
+
+
+def request_id_of(request: Request) -> str:
+    request_id: str = request.scope["state"]["request_id"]
+    return request_id
+
+
+class RecordRequests:
+    """Outermost of our layers: whatever happens inside, the request gets an id, an answer, a line and a count."""
+
+    def __init__(self, app: ASGIApp, *, draining: Callable[[], bool]) -> None:
+        self._app = app
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = time.perf_counter()
+        request_id = _request_id(Headers(scope=scope))
+        facts = Facts()
+        scope.setdefault("state", {}).update(request_id=request_id, facts=facts)
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(raw=message["headers"])
+                headers["X-Request-Id"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+                total_ms = (time.perf_counter() - started_s) * 1e3
+                headers["Server-Timing"] = ", ".join(
+                    filter(None, (headers.get("Server-Timing"), f"total;dur={total_ms:.2f}"))
+                )
+                if self._draining():
+                    # Clients with idle connections must not send on one that is about to be closed.
+                    headers["Connection"] = "close"
+                message = {**message, "headers": headers.raw}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        except Exception:
+            log.exception("request_broke", request_id=request_id, path=scope["path"])
+            if status:
+                raise
+            response = problem_response(TonearmError("unexpected"), request_id)
+            await response(scope, receive, send_marked)
+        finally:
+            self._note(scope, request_id, facts, status, time.perf_counter() - started_s)
+
+    @staticmethod
+    def _note(scope: Scope, request_id: str, facts: Facts, status: int, took_s: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        adapter = metrics.adapter_label(facts.adapter) if facts.adapter else ""
+        metrics.requests.labels(route, str(status), adapter, facts.experiment, facts.arm).inc()
+        metrics.request_seconds.labels(route).observe(took_s)
+        line: dict[str, Any] = {"request_id": request_id, "method": scope["method"], "path": scope["path"]}
+        line |= {"status": status, "took_ms": round(took_s * 1e3, 2)}
+        if facts.adapter:
+            line |= {"adapter": facts.adapter, "rows": facts.rows}
+        if facts.experiment:
+            line |= {"experiment": facts.experiment, "arm": facts.arm}
+        if facts.texts is not None:
+            line["texts"] = facts.texts
+        (log.debug if route in _QUIET else log.info)("request", **line)
+
+
+def _request_id(headers: Headers) -> str:
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex

@@ -1,0 +1,76 @@
+"""What the handlers share: one `Service` an API process, made in main and running after the fork."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import structlog
+
+from adapters.store import Registry
+from service.experiments import Experiments
+from service.mailbox import Mailbox
+from service.run_directory import RunDirectory
+from service.settings import Settings
+from service.watch import Watch
+
+_REFUSING_LOOKS = 5
+
+log = structlog.get_logger(__name__)
+
+
+class Service:
+    """Settings, and the parts that answer with them."""
+
+    def __init__(self, settings: Settings, run_directory: RunDirectory, worker_ids: range, mailbox: Mailbox) -> None:
+        """
+        Raises:
+            SettingsError: the experiments file is wrong.
+        """
+        self.settings = settings
+        self.run_directory = run_directory
+        self.registry = Registry(settings.adapters_dir)
+        self.mailbox = mailbox
+        self.watch = Watch(run_directory, worker_ids, mailbox)
+        self.experiments = Experiments(settings.experiments_file, self.registry)
+        self._parent = os.getpid()
+        self._refusing_since_s: float | None = None
+        self._refusing_looks = 0
+
+    @asynccontextmanager
+    async def running(self, receiver: "asyncio.Task[None]") -> AsyncIterator[None]:
+        """Keep watch as long as the API process serves.
+
+        Args:
+            receiver: the task that brings replies in.
+        """
+        watching = asyncio.create_task(self.watch.follow(receiver, self._on_look), name="watch")
+        try:
+            yield
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+
+    def _on_look(self) -> None:
+        self.experiments.refresh()
+        if self.watch.draining:
+            self._refuse_for_a_while()
+        if os.getppid() != self._parent:
+            log.critical("main_lost")
+            self.run_directory.let_go()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _refuse_for_a_while(self) -> None:
+        """Tell main when the port can close: what closes on a request that was sent but not read yet loses it.
+
+        By this process's own clock and looks, however starved of CPU it is: between two looks every socket is read.
+        """
+        if self._refusing_since_s is None:
+            self._refusing_since_s = time.monotonic()
+        self._refusing_looks += 1
+        long_enough = time.monotonic() - self._refusing_since_s >= self.settings.drain_delay_s
+        if long_enough and self._refusing_looks >= _REFUSING_LOOKS:
+            self.run_directory.note_refused()

@@ -1,0 +1,360 @@
+"""The inference worker: one process a device, one turn a batch.
+
+    messages -> waiting rows -> (adapter not resident: parked while it loads) -> batch -> outcomes -> replies
+
+The worker pulls: it looks at the registry and brings its bank in line with it, nobody tells it what to load. Nothing
+that is wrong with a row, an adapter or a forward pass ends it: each becomes the outcome of the rows it concerns.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from adapters.errors import DeadlineExceeded, InferenceFailed, TonearmError, UnknownAdapter, VerificationError
+from adapters.reference import AdapterId, parse_reference
+from adapters.store import Registry
+from engine.engine import Answer as EngineAnswer
+from engine.engine import BatchStats, Engine
+from engine.engine import Row as EngineRow
+from service import metrics
+from service.loader import Loaded, Loader, Look, Stamp
+from service.messages import Answer, Envelope, Job, Outcome, Reply, Timings
+from service.run_directory import ResidentAdapter, RunDirectory, WorkerStatus
+from service.settings import Settings
+
+IDLE_TICK_S = 0.25
+"""Longest sleep on the empty queue. A worker killed in it may take one last message with it within this time."""
+
+_LOADING_TICK_S = 0.005
+_HEARTBEAT_EVERY_S = 1.0
+
+_NO_TIME = Timings(0, 0, 0)
+
+Receive = Callable[[float], Envelope | None]
+"""Waits up to so many seconds for a message."""
+
+Send = Callable[[int, list[Reply]], None]
+"""Sends replies to an API process, by its response queue."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _OpenJob:
+    """A job until its last row is done."""
+
+    job: Job
+    response_queue_id: int
+    sent_s: float
+    outcomes: list[Outcome | None]
+    left: int
+    timings: Timings = _NO_TIME
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One row of an open job."""
+
+    at: int
+    open: _OpenJob
+
+    @property
+    def adapter(self) -> AdapterId:
+        return self.open.job.rows[self.at].adapter
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why an adapter is not served, valid as long as its files keep their stamp."""
+
+    stamp: Stamp
+    error: VerificationError
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What the worker remembers of an adapter in its bank, beside the engine's own."""
+
+    stamp: Stamp
+    shown: ResidentAdapter
+
+
+class Worker:
+    """State of one worker; `turn` is called for ever."""
+
+    def __init__(
+        self, worker_id: int, device: str, engine: Engine, settings: Settings, run_directory: RunDirectory
+    ) -> None:
+        self._worker_id = worker_id
+        self._device = device
+        self._engine = engine
+        self._settings = settings
+        self._run_directory = run_directory
+        self._first = parse_reference(settings.default_adapter).name
+        self._loader = Loader(Registry(settings.adapters_dir), engine.read)
+        self._waiting: deque[_Item] = deque()
+        self._parked: dict[AdapterId, list[_Item]] = {}
+        self._resident: dict[AdapterId, _Facts] = {}
+        self._failed: dict[AdapterId, _Failure] = {}
+        self._done: list[_OpenJob] = []
+        self._starting: set[AdapterId] | None = None
+        """Adapters that must be tried before the worker is ready; None until the first look at the registry."""
+        self._ready = False
+        self._started_s = time.monotonic()
+        self._status_due_s = 0.0
+
+    def start(self) -> None:
+        self._loader.start()
+        self._write_status()
+
+    def turn(self, receive: Receive, send: Send) -> None:
+        """One batch, or one idle tick."""
+        self._follow_registry()
+        self._attach_loaded()
+        self._gather(receive)
+        self._run_batch()
+        self._send_replies(send)
+        self._write_status_if_due()
+
+    # The registry
+
+    def _follow_registry(self) -> None:
+        look = self._loader.take_look()
+        if look is None:
+            return
+        self._drop_changed(look)
+        wanted = self._load_into_free_slots(look.newest)
+        if self._starting is None:
+            self._starting = set(wanted)
+            self._become_ready_if_started()
+        self._loader.keep_in_mind(frozenset(self._resident) | frozenset(self._failed))
+
+    def _drop_changed(self, look: Look) -> None:
+        """Versions never change by contract; one that was removed or replaced all the same is not served on."""
+        for adapter, facts in list(self._resident.items()):
+            if look.stamps.get(adapter, facts.stamp) != facts.stamp:
+                self._engine.detach(adapter)
+                del self._resident[adapter]
+                log.info("adapter_dropped", adapter=str(adapter), gone=look.stamps[adapter] == ())
+                self._status_due_s = 0
+        for adapter, failure in list(self._failed.items()):
+            if look.stamps.get(adapter, failure.stamp) != failure.stamp:
+                del self._failed[adapter]
+                self._status_due_s = 0
+
+    def _load_into_free_slots(self, newest: Sequence[AdapterId]) -> list[AdapterId]:
+        """Ask for the newest versions that are not here while there is room; beyond it they come when asked for."""
+        free = self._engine.capacity - len(self._resident) - len(self._loader.loading)
+        known = self._resident.keys() | self._failed.keys() | self._loader.loading
+        missing = [adapter for adapter in newest if adapter not in known]
+        missing.sort(key=lambda adapter: adapter.name != self._first)
+        wanted = missing[: max(free, 0)]
+        for adapter in wanted:
+            self._loader.request(adapter)
+        return wanted
+
+    def _become_ready_if_started(self) -> None:
+        if not self._ready and self._starting is not None and not self._starting:
+            self._ready = True
+            self._status_due_s = 0
+            log.info("worker_ready", resident=len(self._resident), failed=len(self._failed))
+
+    def _attach_loaded(self) -> None:
+        while (loaded := self._loader.take_loaded()) is not None:
+            self._attach(loaded)
+            if self._starting is not None:
+                self._starting.discard(loaded.id)
+            self._status_due_s = 0
+            # Now, before the next one is attached: it could evict this one unused.
+            self._answer_parked(loaded.id)
+        self._become_ready_if_started()
+
+    def _attach(self, loaded: Loaded) -> None:
+        started_s = time.monotonic()
+        refused = self._refusal(loaded)
+        attach_s = time.monotonic() - started_s
+        if not loaded.stamp:
+            return  # removed before it was read: unknown, not failed
+        if refused is not None:
+            self._failed[loaded.id] = _Failure(loaded.stamp, refused)
+            metrics.loads.labels("refused").inc()
+            log.warning("adapter_refused", adapter=str(loaded.id), reason=refused.reason)
+            return
+        self._forget_evicted()
+        metrics.loads.labels("loaded").inc()
+        metrics.load_seconds.labels("read").observe(loaded.read_s)
+        metrics.load_seconds.labels("attach").observe(attach_s)
+        read_ms, attach_ms = round(loaded.read_s * 1e3, 1), round(attach_s * 1e3, 1)
+        log.info("adapter_loaded", adapter=str(loaded.id), read_ms=read_ms, attach_ms=attach_ms)
+
+    def _refusal(self, loaded: Loaded) -> VerificationError | None:
+        """Attach what was read; the reason if it must not be served."""
+        if isinstance(loaded.result, VerificationError):
+            return loaded.result
+        try:
+            self._engine.attach(loaded.result)
+        except VerificationError as error:
+            return error
+        except Exception as error:
+            log.exception("attach_broke", adapter=str(loaded.id))
+            return VerificationError(str(loaded.id), "attach", "room in the bank", f"{type(error).__name__}: {error}")
+        shown = ResidentAdapter(loaded.result.labels, loaded.result.verified)
+        self._resident[loaded.id] = _Facts(loaded.stamp, shown)
+        return None
+
+    def _forget_evicted(self) -> None:
+        resident = set(self._engine.resident)
+        for adapter in [adapter for adapter in self._resident if adapter not in resident]:
+            del self._resident[adapter]
+            log.info("adapter_evicted", adapter=str(adapter))
+
+    def _answer_parked(self, adapter: AdapterId) -> None:
+        items = self._parked.pop(adapter, [])
+        if adapter in self._resident:
+            for first in range(0, len(items), self._settings.max_batch_texts):
+                self._classify(self._still_wanted(items[first : first + self._settings.max_batch_texts]))
+            return
+        failure = self._failed.get(adapter)
+        for item in items:
+            self._settle(item, failure.error if failure else UnknownAdapter(str(adapter)))
+
+    # The queue
+
+    def _gather(self, receive: Receive) -> None:
+        """Fill a batch: block for the first message, then stay open for a while counted from when it was sent."""
+        if self._waiting:
+            wait_s = 0.0
+        elif self._loader.loading:
+            wait_s = _LOADING_TICK_S
+        else:
+            wait_s = IDLE_TICK_S
+        closes_s: float | None = None
+        while len(self._waiting) < self._settings.max_batch_texts:
+            message = receive(wait_s)
+            if message is None:
+                return
+            self._open(message)
+            if closes_s is None:
+                closes_s = message.sent_s + self._settings.batch_wait_ms / 1e3
+            wait_s = max(0.0, closes_s - time.monotonic())
+
+    def _open(self, message: Envelope) -> None:
+        if message.sent_s < self._started_s:
+            return  # sent to a predecessor that died: the API process has failed it already
+        for job in message.jobs:
+            rows = len(job.rows)
+            opened = _OpenJob(job, message.response_queue_id, message.sent_s, [None] * rows, rows)
+            self._waiting.extend(_Item(at, opened) for at in range(rows))
+
+    def _run_batch(self) -> None:
+        batch: list[_Item] = []
+        while self._waiting and len(batch) < self._settings.max_batch_texts:
+            item = self._waiting.popleft()
+            if item.adapter in self._resident:
+                batch.append(item)
+            elif item.adapter in self._failed:
+                self._settle(item, self._failed[item.adapter].error)
+            else:
+                self._parked.setdefault(item.adapter, []).append(item)
+                self._loader.request(item.adapter)
+        self._classify(self._still_wanted(batch))
+
+    def _still_wanted(self, items: Iterable[_Item]) -> list[_Item]:
+        """Without the rows of jobs whose deadline has passed."""
+        now_s = time.monotonic()
+        wanted = []
+        for item in items:
+            if item.open.job.deadline_s > now_s:
+                wanted.append(item)
+            else:
+                self._settle(item, DeadlineExceeded(self._settings.request_timeout_s))
+        return wanted
+
+    # The engine
+
+    def _classify(self, items: list[_Item]) -> None:
+        if not items:
+            return
+        started_s = time.monotonic()
+        rows = [EngineRow(*item.open.job.rows[item.at]) for item in items]
+        outcomes, stats = self._classify_safely(rows)
+        for opened in {id(item.open): item.open for item in items}.values():
+            opened.timings = Timings(started_s - opened.sent_s, stats.tokenise_s, stats.forward_s)
+            metrics.stage_seconds.labels("queue").observe(opened.timings.queue_s)
+        for item, outcome in zip(items, outcomes, strict=True):
+            self._settle(item, outcome)
+        metrics.batch_rows.observe(len(items))
+        metrics.micro_batches.inc(stats.micro_batches)
+        metrics.batch_tokens.inc(stats.tokens)
+        metrics.padded_tokens.inc(stats.padded_tokens)
+        metrics.stage_seconds.labels("tokenise").observe(stats.tokenise_s)
+        metrics.stage_seconds.labels("forward").observe(stats.forward_s)
+
+    def _classify_safely(self, rows: list[EngineRow]) -> tuple[list[Outcome], BatchStats]:
+        """The engine's outcomes; where it breaks on a batch, each row alone, so that only the bad one pays."""
+        try:
+            outcomes, stats = self._engine.classify(rows)
+            return [_light(outcome) for outcome in outcomes], stats
+        except Exception as error:
+            log.exception("batch_broke", rows=len(rows))
+            empty = BatchStats(len(rows), 0, 0, 0, 0.0, 0.0)
+            if len(rows) == 1:
+                return [InferenceFailed(f"the text could not be read: {type(error).__name__}")], empty
+            return [self._classify_safely([row])[0][0] for row in rows], empty
+
+    def _settle(self, item: _Item, outcome: Outcome) -> None:
+        opened = item.open
+        opened.outcomes[item.at] = outcome
+        opened.left -= 1
+        metrics.texts.labels(metrics.adapter_label(str(item.adapter)), _kind(outcome)).inc()
+        if not opened.left:
+            self._done.append(opened)
+
+    # What others see
+
+    def _send_replies(self, send: Send) -> None:
+        """One message for each API process, however many jobs are done."""
+        done, self._done = self._done, []
+        by_queue: dict[int, list[Reply]] = {}
+        for opened in done:
+            outcomes = tuple(outcome for outcome in opened.outcomes if outcome is not None)
+            by_queue.setdefault(opened.response_queue_id, []).append(Reply(opened.job.id, outcomes, opened.timings))
+        for response_queue_id, replies in by_queue.items():
+            send(response_queue_id, replies)
+
+    def _write_status_if_due(self) -> None:
+        if time.monotonic() >= self._status_due_s:
+            self._write_status()
+
+    def _write_status(self) -> None:
+        now_s = time.monotonic()
+        self._status_due_s = now_s + _HEARTBEAT_EVERY_S
+        self._run_directory.write_status(
+            self._worker_id,
+            WorkerStatus(
+                pid=os.getpid(),
+                device=self._device,
+                started_s=self._started_s,
+                heartbeat_s=now_s,
+                ready=self._ready,
+                resident={str(adapter): facts.shown for adapter, facts in self._resident.items()},
+                failed={str(adapter): failure.error.reason for adapter, failure in self._failed.items()},
+                loading=tuple(str(adapter) for adapter in self._loader.loading),
+                waiting_rows=len(self._waiting),
+                parked_rows=sum(map(len, self._parked.values())),
+            ),
+        )
+
+
+def _light(outcome: EngineAnswer | TonearmError) -> Outcome:
+    if isinstance(outcome, EngineAnswer):
+        return Answer(outcome.labels, outcome.logits, outcome.scores, outcome.tokens, outcome.truncated)
+    return outcome
+
+
+def _kind(outcome: Outcome) -> str:
+    return "answered" if isinstance(outcome, Answer) else type(outcome).__name__

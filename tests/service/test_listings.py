@@ -1,0 +1,116 @@
+"""Listings, probes, metrics, documents; and adapters that come and go while the service runs."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.base_model import BaseModelFiles
+from adapters.reference import AdapterId
+from tests.factory import TEXTS, AdapterShape, peft_logits, peft_model, save_adapter
+from tests.service.running import Service
+
+
+def versions(service: Service, name: str) -> dict[int, dict[str, Any]]:
+    entries = service.client.get("/adapters").json()["adapters"]
+    return {version["version"]: version for entry in entries if entry["name"] == name for version in entry["versions"]}
+
+
+def eventually(check: Any, timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s"
+        time.sleep(0.05)
+
+
+def test_adapters(service: Service) -> None:
+    movies = versions(service, "movies")[1]
+    assert (movies["state"], movies["reason"], movies["verified"]) == ("resident", None, True)
+    assert movies["labels"] == ["negative", "positive"]
+    plain = versions(service, "plain")[1]
+    assert (plain["state"], plain["verified"], plain["labels"]) == ("resident", False, ["LABEL_0", "LABEL_1"])
+    alien = versions(service, "alien")[1]
+    assert (alien["state"], alien["verified"]) == ("failed", False)
+    assert "trained on someone/else" in alien["reason"]
+
+
+def test_experiments(service: Service) -> None:
+    listed = service.client.get("/experiments").json()
+    assert listed["error"] is None
+    assert [experiment["name"] for experiment in listed["experiments"]] == ["movies-2026-12"]
+    assert [arm["share"] for arm in listed["experiments"][0]["arms"]] == [0.5, 0.5]
+
+
+def test_probes_metrics_and_documents(service: Service) -> None:
+    assert service.client.get("/livez").json() == {"status": "ok", "detail": None}
+    assert service.client.get("/readyz").json() == {"status": "ok", "detail": None}
+    service.classify(list(TEXTS), "movies")
+    assert service.metric("tonearm_ready") == 1
+    assert service.metric("tonearm_adapters", state="resident") >= 5
+    assert service.metric("tonearm_adapters", state="failed") == 1
+    assert service.metric("tonearm_texts_total", adapter="movies@1", outcome="answered") >= 4  # the worker counted it
+    assert service.metric("tonearm_requests_total", route="/classify", adapter="movies@1") >= 1  # the API process did
+    assert service.metric("tonearm_padded_tokens_total") >= service.metric("tonearm_batch_tokens_total") > 0
+    assert service.client.get("/").headers["Location"] == "/docs"
+    assert "swagger" in service.client.get("/docs").text
+    document = service.client.get("/openapi.json").json()
+    assert set(document["paths"]) == {"/classify", "/adapters", "/experiments", "/livez", "/readyz", "/metrics"}
+    assert {"409", "413", "429", "503"} <= document["paths"]["/classify"]["post"]["responses"].keys()
+
+
+def test_hot_publish_disturbs_nobody(service: Service, base: BaseModelFiles, tmp_path: Path) -> None:
+    shape = AdapterShape(labels=("no", "perhaps", "yes"), rank=8, targets="all-linear", seed=21)
+    source = save_adapter(tmp_path / "fresh", base, shape, name="fresh")
+    steady = service.classify(TEXTS[0], "movies").json()["scores"]
+    stop, disturbed = threading.Event(), []
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            response = service.classify(TEXTS[0], "movies")
+            if response.status_code != 200 or response.json()["scores"] != pytest.approx(steady, abs=1e-4):
+                disturbed.append(response.text)
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    try:
+        assert service.classify("meh", "fresh").status_code == 404
+        published_s = time.monotonic()
+        assert service.registry.publish(source, "fresh") == AdapterId("fresh", 1)
+        answers = []
+        eventually(lambda: answers.append(service.classify(TEXTS[0], "fresh", logits=True)) or answers[-1].is_success)
+        assert time.monotonic() - published_s < 5
+        expected = peft_logits(peft_model(base, shape), base, TEXTS[:1], shape)[0].tolist()
+        assert list(answers[-1].json()["logits"].values()) == pytest.approx(expected, abs=1e-4)
+        # The next version is what the plain name means at once, and the first is still there by its number.
+        service.registry.publish(source, "fresh")
+        eventually(lambda: service.classify("meh", "fresh").json()["adapter"] == "fresh@2")
+        service.registry.set_alias("fresh", "champion", 1)
+        assert service.classify("meh", "fresh@champion").json()["adapter"] == "fresh@1"
+        # Without being asked for, too.
+        service.registry.publish(source, "fresh")
+        eventually(lambda: versions(service, "fresh")[3]["state"] == "resident")
+        service.registry.remove(AdapterId("fresh", 3))
+        eventually(lambda: 3 not in versions(service, "fresh"))
+        assert service.classify("meh", "fresh").json()["adapter"] == "fresh@2"
+        assert service.classify("meh", "fresh@3").status_code == 404
+    finally:
+        stop.set()
+        asking.join()
+    assert not disturbed
+    with pytest.raises(AssertionError):
+        eventually(lambda: service.metric("tonearm_workers_lost_total") > 0, timeout_s=0.1)
+
+
+def test_a_repaired_adapter_is_tried_again(service: Service, base: BaseModelFiles, tmp_path: Path) -> None:
+    source = save_adapter(tmp_path / "copied", base, AdapterShape(seed=31), manifest=False)
+    weights = (source / "adapter_model.safetensors").read_bytes()
+    directory = service.registry.root / "copied" / "1"
+    directory.mkdir(parents=True)
+    # Somebody copies by hand, and slowly.
+    (directory / "adapter_model.safetensors").write_bytes(weights[:1000])
+    (directory / "adapter_config.json").write_bytes((source / "adapter_config.json").read_bytes())
+    eventually(lambda: service.classify("meh", "copied").status_code == 409)
+    (directory / "adapter_model.safetensors").write_bytes(weights)
+    eventually(lambda: service.classify("meh", "copied").status_code == 200)

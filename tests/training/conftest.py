@@ -1,0 +1,49 @@
+"""Small recipes on slices of the sample set, so that a whole run takes seconds."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from training.recipe import Recipe, load_recipe
+
+SAMPLE = Path(__file__).parents[2] / "training" / "sample"
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="session")
+def slices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with train.jsonl (48 rows) and validation.jsonl (24 rows)."""
+    directory = tmp_path_factory.mktemp("slices")
+    for split, rows in (("train", 48), ("validation", 24)):
+        lines = (SAMPLE / f"{split}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        assert {json.loads(line)["label"] for line in lines[:rows]} == {"negative", "neutral", "positive"}
+        (directory / f"{split}.jsonl").write_text("".join(lines[:rows]), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_recipe(slices: Path) -> MakeRecipe:
+    """A recipe on the slices; keyword arguments are recipe keys, `training` is merged."""
+
+    def make(**fields: Any) -> Recipe:
+        training = {"epochs": 1, "batch_size": 16, "learning_rate": 5e-3} | fields.pop("training", {})
+        data = {"name": "slices", "train": "train.jsonl", "validation": "validation.jsonl"}
+        content = {"name": "tiny", "data": data, "max_tokens": 32, "training": training} | fields
+        path = slices / "recipe.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return load_recipe(path)
+
+    return make
+
+
+@pytest.fixture
+def console() -> Console:
+    """Not a terminal; what it gets is in `console.file`."""
+    return Console(file=io.StringIO(), width=120)

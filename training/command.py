@@ -1,0 +1,38 @@
+"""`tonearm train`: the command line of training."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adapters.store import SHIPPED
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file; see training/recipes/.", metavar="RECIPE")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a recipe field, e.g. training.epochs=2 or lora=null; repeat."
+        ),
+    ] = None,
+    registry: Annotated[
+        Path,
+        typer.Option(envvar="TONEARM_ADAPTERS_DIR", help="Registry that the adapter is published to.", metavar="DIR"),
+    ] = SHIPPED,
+    output: Annotated[
+        Path, typer.Option(help="Directory of runs; each gets its own directory there.", metavar="DIR")
+    ] = Path("runs"),
+) -> None:
+    """Train an adapter from a recipe, report on it, and publish it.
+
+    The untrained base is measured first, then the recipe's LoRA (or head alone) is trained; the best epoch is kept.
+    What was saved is read back and checked as the service would check it before it is published as the next version.
+    """
+    # Imported here: --help must not wait for them, and a service without training's libraries has none of them.
+    from rich.console import Console
+
+    from training.recipe import load_recipe
+    from training.train import train as train_recipe
+
+    train_recipe(load_recipe(recipe, set_ or []), registry=registry, runs=output, console=Console())

@@ -1,0 +1,180 @@
+"""Labelled texts from JSON Lines, CSV, Parquet or the hub, checked row by row."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import DataError
+from training.recipe import DataSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One labelled text and where it stands, for messages."""
+
+    where: str
+    text: str
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Texts and, for each, the index of its label."""
+
+    texts: tuple[str, ...]
+    targets: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What is trained on and what is measured on.
+
+    Attributes:
+        labels: in the order of the logits.
+        sha256: digest of the training rows, in their order: JSON [text, label], one a line.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    train: Split
+    validation: Split
+    sha256: str
+
+
+def load_dataset(settings: DataSettings) -> Dataset:
+    """Read both splits.
+
+    Raises:
+        DataError: a file or a row is unusable; names the file, the line, what was found and what was expected.
+    """
+    train = list(_rows(settings, settings.train))
+    validation = list(_rows(settings, settings.validation))
+    for rows, split in ((train, settings.train), (validation, settings.validation)):
+        if not rows:
+            raise DataError(f"{split} holds no rows, expected at least one labelled text")
+    labels = settings.labels or _discover({row.label for row in train})
+    if len(labels) < 2:
+        raise DataError(f"{settings.train} holds the one label {labels[0]!r}, expected at least two")
+    lines = (json.dumps([row.text, row.label], ensure_ascii=False) + "\n" for row in train)
+    digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+    return Dataset(settings.hub or settings.name, labels, _split(train, labels), _split(validation, labels), digest)
+
+
+def _discover(found: set[str]) -> tuple[str, ...]:
+    """Numbers in the order of their value, else by the alphabet."""
+    return tuple(sorted(found, key=lambda label: (int(label) if all(map(str.isdecimal, found)) else 0, label)))
+
+
+def _split(rows: Iterable[Row], labels: tuple[str, ...]) -> Split:
+    index = {label: position for position, label in enumerate(labels)}
+    texts: list[str] = []
+    targets: list[int] = []
+    for row in rows:
+        if row.label not in index:
+            raise DataError(f"{row.where}: label is {row.label!r}, expected one of {', '.join(labels)}")
+        texts.append(row.text)
+        targets.append(index[row.label])
+    return Split(tuple(texts), tuple(targets))
+
+
+def _rows(settings: DataSettings, split: str) -> Iterator[Row]:
+    names = {str(label): name for label, name in settings.label_names.items()}
+    for where, record in _records(settings, split):
+        for column in (settings.text, settings.label):
+            if column not in record:
+                found = ", ".join(map(str, record)) or "none"
+                raise DataError(f"{where}: there is no column {column!r}, found {found}")
+        text, label = record[settings.text], record[settings.label]
+        if not isinstance(text, str) or not text.strip():
+            raise DataError(f"{where}: {settings.text} is {_short(text)}, expected text")
+        if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
+            raise DataError(f"{where}: {settings.label} is {_short(label)}, expected a label: text or a whole number")
+        yield Row(where, text, names.get(str(label), str(label)))
+
+
+def _records(settings: DataSettings, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every row as a mapping, with the place it came from."""
+    if settings.hub is not None:
+        return _hub_records(settings, split)
+    path = Path(split)
+    readers = {".jsonl": _jsonl_records, ".csv": _csv_records, ".parquet": _parquet_records}
+    if path.suffix not in readers:
+        raise DataError(f"{path} ends in {path.suffix or 'nothing'!r}, expected one of {', '.join(readers)}")
+    if not path.is_file():
+        raise DataError(f"{path} is not there, expected a file of labelled texts")
+    return readers[path.suffix](path)
+
+
+def _jsonl_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    # Bytes, so that a line that is no UTF-8 is named, and so that only \n ends a line (JSON may hold U+2028).
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path} line {number}"
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:
+                found = _short(line.decode("utf-8", "replace").strip())
+                raise DataError(f"{where}: {found} is no JSON in UTF-8 ({error})") from error
+            if not isinstance(record, dict):
+                raise DataError(f"{where}: {_short(record)} is no JSON object with a text and a label")
+            yield where, record
+
+
+def _csv_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            for record in reader:
+                where = f"{path} line {reader.line_num}"
+                if None in record:
+                    raise DataError(f"{where}: there are more values than the {len(reader.fieldnames or ())} columns")
+                yield where, record
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path} line {reader.line_num + 1}: {error}, expected CSV in UTF-8") from error
+
+
+def _parquet_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    # Imported here, as in all of training: the command's --help must not wait for what only a run needs.
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: {error}, expected a Parquet file") from error
+    for number, record in enumerate(table.to_pylist(), start=1):
+        yield f"{path} row {number}", record
+
+
+def _hub_records(settings: DataSettings, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    import datasets
+    from huggingface_hub.errors import HfHubHTTPError
+
+    assert settings.hub is not None
+    try:
+        table = datasets.load_dataset(settings.hub, revision=settings.revision, split=split)
+    except (HfHubHTTPError, datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        raise DataError(f"data set {settings.hub} split {split} cannot be had from the hub: {error}") from error
+    names = getattr(table.features.get(settings.label), "names", None)
+    for number, record in enumerate(table, start=1):
+        where = f"{settings.hub} {split} row {number}"
+        index = record.get(settings.label)
+        if names is None or not isinstance(index, int):
+            yield where, record
+        else:
+            # A ClassLabel column holds indices; -1 marks a row without a label and is refused as one.
+            yield where, record | {settings.label: names[index] if 0 <= index < len(names) else None}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,182 @@
+"""The base with a classification head on it, and PEFT around both."""
+
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.base_model import BaseModelFiles
+from adapters.errors import BaseModelError, SettingsError
+from adapters.manifest import PEFT_CONFIG, PEFT_WEIGHTS
+from adapters.peft_config import DUMMY_TARGETS
+from training.recipe import Recipe
+
+HEADS = ("classifier", "score")
+"""Module names that PEFT trains in full and saves of its own accord for sequence classification."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseWithHead:
+    """A base model ready to be trained on.
+
+    Attributes:
+        model: a transformers model for sequence classification, fp32.
+        fresh: dotted names of the parameters that the base's weights do not hold: they are random.
+    """
+
+    model: Any
+    fresh: frozenset[str]
+
+
+def load_base(base: BaseModelFiles, labels: tuple[str, ...], tokenizer: Any, seed: int) -> BaseWithHead:
+    """Load the base with a head for `labels`; whatever its weights lack is drawn with `seed`.
+
+    Raises:
+        BaseModelError: it cannot be read as a sequence classifier.
+    """
+    from transformers import AutoModelForSequenceClassification, set_seed
+
+    set_seed(seed)
+    try:
+        with _quiet():
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                base.directory,
+                id2label=dict(enumerate(labels)),
+                label2id={label: index for index, label in enumerate(labels)},
+                problem_type="single_label_classification",
+                # A base may come with a head for other labels: it is replaced by a fresh one.
+                ignore_mismatched_sizes=True,
+                dtype="float32",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"base model {base.id} cannot be read as a sequence classifier: {error}") from error
+    model.config.pad_token_id = tokenizer.pad_token_id
+    fresh = frozenset(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
+    return BaseWithHead(model, fresh)
+
+
+def add_adapter(base: BaseWithHead, recipe: Recipe) -> Any:
+    """Freeze the base and put the recipe's LoRA (or none) and the trainable head on it.
+
+    Returns:
+        A `peft.PeftModel`; the base's modules are changed in place.
+
+    Raises:
+        SettingsError: the recipe names modules that the base does not have.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    saved = sorted({*recipe.modules_to_save, *fresh_modules(base.fresh)})
+    names = [name for name, _ in base.model.named_modules()]
+    for module in recipe.modules_to_save:
+        if not any(name == module or name.endswith(f".{module}") for name in names):
+            raise SettingsError("modules_to_save", module, f"modules of {base.model.config.model_type}")
+    if recipe.lora is None:
+        config = LoraConfig(task_type=TaskType.SEQ_CLS, target_modules=DUMMY_TARGETS, modules_to_save=saved or None)
+    else:
+        targets = recipe.lora.targets
+        config = LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=recipe.lora.rank,
+            lora_alpha=recipe.lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=recipe.lora.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            use_rslora=recipe.lora.rslora,
+            modules_to_save=saved or None,
+        )
+    try:
+        with _quiet():
+            model = get_peft_model(base.model, config)
+    except ValueError as error:
+        targets_text = recipe.lora.targets if recipe.lora else None
+        raise SettingsError("lora.targets", targets_text, f"linear modules of the base ({error})") from error
+    if recipe.warm_start_from is not None:
+        _warm_start(model, Path(recipe.warm_start_from))
+    return model
+
+
+def fresh_modules(fresh: frozenset[str]) -> set[str]:
+    """Modules that must be saved because the base does not hold them, beside those that PEFT saves anyway.
+
+    PEFT's defaults miss DistilBERT's `pre_classifier` and a pooler without weights: reloaded, they would be random.
+    """
+    modules = {key.rpartition(".")[0] for key in fresh}
+    return {module for module in modules if not any(part in HEADS for part in module.split("."))}
+
+
+def reload(directory: Path, base: BaseModelFiles, labels: tuple[str, ...], tokenizer: Any, seed: int) -> Any:
+    """The adapter in `directory` on a newly loaded base, in eval mode on the CPU.
+
+    Args:
+        seed: draws what neither the base nor the adapter holds; a seed other than training's shows what was not saved.
+    """
+    from peft import PeftModel
+
+    with _quiet():
+        model = PeftModel.from_pretrained(load_base(base, labels, tokenizer, seed).model, str(directory))
+    return model.eval()
+
+
+def _warm_start(model: Any, directory: Path) -> None:
+    """Begin with another adapter's tensors where name and shape are the same (its head may have other labels)."""
+    import safetensors.torch
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    if not (directory / PEFT_WEIGHTS).is_file():
+        raise SettingsError("warm_start_from", directory.name, f"an adapter directory with {PEFT_WEIGHTS}")
+    theirs = safetensors.torch.load_file(directory / PEFT_WEIGHTS)
+    ours = get_peft_model_state_dict(model, save_embedding_layers=False)
+    fitting = {key: tensor for key, tensor in theirs.items() if key in ours and ours[key].shape == tensor.shape}
+    if not fitting:
+        raise SettingsError("warm_start_from", directory.name, "an adapter with tensors of this recipe's shape")
+    set_peft_model_state_dict(model, ours | fitting)
+
+
+def save(model: Any, directory: Path, base_id: str, revision: str | None) -> None:
+    """`save_pretrained`, naming the base by its id and not by where it lies here, with lists in a fixed order."""
+    # "auto" would ask the hub whether the vocabulary was resized; nothing here resizes it.
+    model.save_pretrained(str(directory), save_embedding_layers=False)
+    # safetensors makes its file readable by its owner alone; a registry is read by others.
+    (directory / PEFT_WEIGHTS).chmod(0o644)
+    path = directory / PEFT_CONFIG
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"], config["revision"] = base_id, revision
+    for key in ("target_modules", "modules_to_save"):
+        if isinstance(config.get(key), list):
+            # PEFT writes sets in the order of the hash seed.
+            config[key] = sorted(config[key])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def lora_targets(model: Any) -> tuple[str, ...]:
+    """Names of the modules that carry LoRA, without their path, sorted."""
+    found = {
+        match["module"]
+        for name, _ in model.named_parameters()
+        if (match := re.search(r"(?P<module>[^.]+)\.lora_A\.", name))
+    }
+    return tuple(sorted(found))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the loader's bar, its table of missing weights (a fresh head is wanted) and notes between libraries."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()

@@ -1,0 +1,207 @@
+"""A recipe: one YAML file that says everything about one training run.
+
+Any field can be overridden by its dotted name: `load_recipe(path, ["training.epochs=2", "lora=null"])`.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adapters.base_model import DEFAULT_BASE_MODEL
+from adapters.errors import SettingsError
+from adapters.reference import NAME
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSettings(_Strict):
+    """Where the labelled texts are and what the model card says of them.
+
+    `train` and `validation` are files (.jsonl, .csv, .parquet), relative to the recipe, in which `${VAR}` and
+    `${VAR:-default}` stand for environment variables; with `hub` they are the names of the splits.
+    """
+
+    name: str
+    """For the model card; a hub id where there is one."""
+    hub: str | None = None
+    revision: str | None = None
+    """Commit of the hub data set."""
+    train: str
+    validation: str
+    text: str = "text"
+    """Column of the text."""
+    label: str = "label"
+    """Column of the label."""
+    labels: tuple[str, ...] | None = None
+    """Labels in the order of the logits; by default those of the training rows, sorted."""
+    label_names: dict[str | int, str] = {}
+    """Label in the data -> label as served, e.g. {0: negative, 1: positive}."""
+    source: str = ""
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.labels is not None and (len(self.labels) < 2 or len(set(self.labels)) != len(self.labels)):
+            raise ValueError("labels must be at least two different ones")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision needs hub")
+        return self
+
+
+class LoraSettings(_Strict):
+    """The shape of the LoRA (Hu et al., arXiv 2106.09685)."""
+
+    rank: PositiveInt = 8
+    alpha: Annotated[float, Field(gt=0)] = 16
+    dropout: Fraction = 0.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Module names as PEFT matches them: the end of the dotted name."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) (Kalajdzievski, arXiv 2312.03732)."""
+
+
+class FitSettings(_Strict):
+    """How the trainable parameters are fitted."""
+
+    epochs: PositiveInt = 5
+    batch_size: PositiveInt = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    warmup_ratio: Fraction = 0.1
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    label_smoothing: Fraction = 0.0
+    group_by_length: bool = True
+    """Batches of texts of like length: less padding, a little less random."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the matrix products while training; bf16 is the faster one where the device has it. Weights stay fp32, and
+    what is reported and published is computed in fp32."""
+    metric_for_best: Literal["accuracy", "macro_f1"] = "accuracy"
+    early_stopping_patience: PositiveInt | None = None
+    """Epochs without a better metric after which training ends."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class Recipe(_Strict):
+    """One training run. `lora: null` trains the head alone on the frozen encoder (the transfer stage)."""
+
+    name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+    description: str = ""
+    base_model: str = DEFAULT_BASE_MODEL
+    """`org/name`, `org/name@revision`, or a directory relative to the recipe that begins with a dot or slash."""
+    data: DataSettings
+    max_tokens: Annotated[int, Field(ge=3)] = 128
+    """Longest input in tokens, special tokens included."""
+    truncation_side: Literal["left", "right"] = "right"
+    """The side that is cut off a longer text."""
+    lora: LoraSettings | None = LoraSettings()
+    modules_to_save: tuple[str, ...] = ()
+    """Modules trained in full and saved with the adapter, besides the head and whatever the base does not hold."""
+    warm_start_from: str | None = None
+    """Adapter directory, relative to the recipe, whose tensors of the same name and shape are the start."""
+    training: FitSettings = FitSettings()
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        path: a YAML file; paths inside it are relative to its directory.
+        overrides: `dotted.key=value`, the value in YAML.
+
+    Raises:
+        SettingsError: the file, a key or a value is wrong.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError("recipe", str(path), f"a readable YAML file ({error})") from error
+    if not isinstance(content, dict):
+        raise SettingsError("recipe", str(path), "a YAML mapping of recipe keys")
+    for override in overrides:
+        _override(content, override)
+    try:
+        recipe = Recipe.model_validate(content)
+    except ValidationError as error:
+        raise _settings_error(error) from error
+    return _located(recipe, path.parent)
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise SettingsError("--set", override, "key=value, e.g. training.epochs=2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(key, text, f"a YAML value ({error})") from error
+    for part in parts[:-1]:
+        # `lora: null` in the file and `lora.rank=8` on the command line: the command line means a LoRA.
+        inner = content.get(part) or {}
+        if not isinstance(inner, dict):
+            raise SettingsError(key, text, f"a key of the recipe; {part} has none below it")
+        content[part] = dict(inner)
+        content = content[part]
+    content[parts[-1]] = value
+
+
+def _settings_error(error: ValidationError) -> SettingsError:
+    """The first of pydantic's complaints, with the alternatives for an unknown key."""
+    first = error.errors(include_url=False)[0]
+    # pydantic ends the place of a failed union with the member's type: no key of the recipe.
+    place = [str(part) for part in first["loc"] if re.fullmatch(r"[\w-]+", str(part))]
+    key = ".".join(place) or "recipe"
+    if first["type"] == "extra_forbidden":
+        known = _keys(place[:-1])
+        near = difflib.get_close_matches(place[-1], known, n=1)
+        hint = f"no such key; did you mean {near[0]}?" if near else f"no such key; the keys here are {', '.join(known)}"
+        return SettingsError(key, first["input"], hint)
+    if first["type"] == "missing":
+        return SettingsError(key, None, "a value: it is required")
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return SettingsError(key, first["input"], message)
+
+
+def _keys(place: Sequence[str]) -> list[str]:
+    section: Mapping[str, type[BaseModel]] = {"data": DataSettings, "lora": LoraSettings, "training": FitSettings}
+    return list((section[place[0]] if place else Recipe).model_fields)
+
+
+def _located(recipe: Recipe, directory: Path) -> Recipe:
+    """The same recipe with its paths made absolute, so that later stages need not know where it came from."""
+
+    def locate(key: str, text: str) -> str:
+        return str((directory / Path(_expand(key, text)).expanduser()).resolve())
+
+    changes: dict[str, Any] = {}
+    if recipe.data.hub is None:
+        paths = {key: locate(f"data.{key}", getattr(recipe.data, key)) for key in ("train", "validation")}
+        changes["data"] = recipe.data.model_copy(update=paths)
+    if recipe.warm_start_from is not None:
+        changes["warm_start_from"] = locate("warm_start_from", recipe.warm_start_from)
+    if recipe.base_model.startswith((".", "/", "~")):
+        changes["base_model"] = locate("base_model", recipe.base_model)
+    return recipe.model_copy(update=changes)
+
+
+def _expand(key: str, text: str) -> str:
+    def value(match: re.Match[str]) -> str:
+        found = os.environ.get(match["name"]) or match["default"]
+        if found is None:
+            raise SettingsError(key, text, f"the environment variable {match['name']} to be set")
+        return found
+
+    return _VARIABLE.sub(value, text)

@@ -42,6 +42,8 @@ def train(recipe: Recipe, *, registry: Path, runs: Path, console: Console) -> Ad
     """
     from transformers import DataCollatorWithPadding
 
+    from training.frozen import remembered_encoder
+
     base = find_base_model(recipe.base_model)
     dataset = load_dataset(recipe.data)
     tokenizer = load_tokenizer(base, recipe)
@@ -66,7 +68,8 @@ def train(recipe: Recipe, *, registry: Path, runs: Path, console: Console) -> Ad
 
     # With `lora: null` this is the transfer stage: the head alone learns, on the frozen encoder.
     model = add_adapter(untrained, recipe)
-    fitted = fit(model, tokens, tokenizer, collate, recipe.training, run / "checkpoints", console)
+    with remembered_encoder(model, tokens, collate) as learnt_from:
+        fitted = fit(model, learnt_from, tokenizer, collate, recipe.training, run / "checkpoints", console)
     tuned_evaluation = evaluate(model, tokens.validation, collate)
 
     directory = run / "adapter"

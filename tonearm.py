@@ -4,6 +4,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 import engine.command
 import service.command
@@ -28,7 +29,7 @@ def main() -> None:
     try:
         app()
     except TonearmError as error:
-        Console(stderr=True).print(f"[bold red]tonearm:[/] {error}", markup=True, highlight=False)
+        Console(stderr=True).print(f"[bold red]tonearm:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

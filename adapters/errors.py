@@ -10,6 +10,7 @@
     │   ├── VerificationError  in the registry, but must not be served
     │   └── PublishError       cannot be put into the registry
     └── RequestError           one request cannot be answered
+        ├── InvalidText        not Unicode text
         ├── TextTooLong        over the adapter's limit, and truncation was declined
         ├── TooManyTexts       more texts or adapters than one request may carry
         ├── Unauthorized · Forbidden
@@ -117,6 +118,10 @@ class PublishError(AdapterError):
 
 class RequestError(TonearmError):
     """Root of what keeps one request from an answer; never touches its neighbours."""
+
+
+class InvalidText(RequestError):
+    """A text that no tokenizer can read."""
 
 
 class TextTooLong(RequestError):

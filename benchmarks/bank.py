@@ -80,7 +80,9 @@ def groups(rows: list[int]) -> dict[int, list[int]]:
     return found
 
 
-def sides(bench: Bench, ids: torch.Tensor, mixes: dict[str, list[int]], *, rivals: bool) -> dict[str, Callable[[], Any]]:
+def sides(
+    bench: Bench, ids: torch.Tensor, mixes: dict[str, list[int]], *, rivals: bool
+) -> dict[str, Callable[[], Any]]:
     """The calls to time for one batch shape; `mixes` names which adapter each row asks for."""
     rows = ids.tolist()
     engine, mask = bench.engine, torch.ones_like(ids)
@@ -134,9 +136,7 @@ def onnx_session(model: Any, directory: Path) -> Callable[[torch.Tensor], Any] |
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda ids: session.run(
-        None, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()}
-    )
+    return lambda ids: session.run(None, {"input_ids": ids.numpy(), "attention_mask": torch.ones_like(ids).numpy()})
 
 
 def encoder_flops(engine: Engine, rows: int, tokens: int) -> float:
@@ -210,7 +210,9 @@ def _speed(bench: Bench, rounds: int) -> dict[str, float]:
     table = Table("batch", "GFLOP/s", "machine GFLOP/s", "share", title=f"share of the machine's speed ({device()})")
     for rows, tokens in ((1, 16), (8, 32), (32, 32), (32, 128)):
         ids, slots = _ids(rows, tokens).tolist(), bench.slots(popularity("distinct", rows, rows))
-        own = in_turn({"bank": lambda ids=ids, slots=slots: bench.engine.forward(ids, slots)}, rounds=rounds, what="speed")
+        own = in_turn(
+            {"bank": lambda ids=ids, slots=slots: bench.engine.forward(ids, slots)}, rounds=rounds, what="speed"
+        )
         machine = matmul_flops_per_s(rows * tokens, 384, 1536)
         speed = encoder_flops(bench.engine, rows, tokens) / (own["bank"].median_ms / 1e3)
         shares[f"{rows} x {tokens}"] = speed / machine
@@ -236,7 +238,9 @@ def _memory(bench: Bench, rank: int, targets: tuple[str, ...]) -> dict[str, floa
     own = weights + 4 * 2 * (hidden + 1)
     # The placeholder width of the head never enters: the bank's heads are as wide as the widest adapter.
     per_slot = bench.engine.bank_bytes() / (bench.engine.capacity + 1)
-    console.print(f"memory for each resident adapter: {per_slot:,.0f} bytes, its own weights at the bank's rank {own:,}")
+    console.print(
+        f"memory for each resident adapter: {per_slot:,.0f} bytes, its own weights at the bank's rank {own:,}"
+    )
     return {"bytes_per_slot": per_slot, "weights_bytes": own, "ratio": per_slot / own}
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -42,7 +43,7 @@ def list_adapters(registry: RegistryDirectory = SHIPPED) -> None:
         try:
             manifest = read_manifest(directory)
         except VerificationError as error:
-            table.add_row(str(adapter), aliases, f"[red]{error.reason}[/]", "", "", "", "")
+            table.add_row(str(adapter), aliases, f"[red]{escape(error.reason)}[/]", "", "", "", "")
             continue
         accuracy = manifest.metrics.get("accuracy")
         shown = f"{accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f})" if accuracy else ""
@@ -78,7 +79,7 @@ def verify(
             read = engine.verify(store.directory(adapter), adapter)
         except VerificationError as error:
             failed += 1
-            table.add_row(str(adapter), f"[red]refused[/] {error.reason}")
+            table.add_row(str(adapter), f"[red]refused[/] {escape(error.reason)}")
         else:
             golden = f"{len(read.golden)} golden texts agree" if read.golden else "no manifest, so no golden texts"
             table.add_row(str(adapter), f"[green]serves[/] {golden}")

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from adapters.base_model import BaseModelFiles
-from adapters.errors import InferenceFailed, TextTooLong, TonearmError, UnknownAdapter, VerificationError
+from adapters.errors import InferenceFailed, InvalidText, TextTooLong, UnknownAdapter, VerificationError
 from adapters.reference import AdapterId
 from adapters.verify import GOLDEN_TOLERANCE, Adapter, BaseLayout, read_adapter
 from engine.bank import LoraBank, saved_modules_refusal
 from engine.encoder import load_encoder
 from engine.lean import lean_encoder
 from engine.plan import MicroBatch, plan
+from engine.rows import Answer, BatchStats, Outcome, Row
 from engine.tokenise import Tokeniser, Tokens
 
 MAX_LABELS = 1024
@@ -28,52 +29,6 @@ MAX_LABELS = 1024
 
 _HALF_TOLERANCE = 0.05
 """Golden tolerance where the encoder runs in bf16 or fp16: those keep 8 to 11 bits, training computed in fp32."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One text for one adapter.
-
-    Attributes:
-        truncate: cut a text that is too long; otherwise it gets `TextTooLong`.
-    """
-
-    text: str
-    adapter: AdapterId
-    truncate: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What an adapter says of a text.
-
-    Attributes:
-        labels, logits, scores: in the adapter's label order. Scores are softmax(logits / temperature), or a sigmoid
-            for each label where the adapter is multi-label.
-        tokens: tokens read, special tokens included.
-        truncated: some of the text was cut off.
-    """
-
-    labels: tuple[str, ...]
-    logits: tuple[float, ...]
-    scores: tuple[float, ...]
-    tokens: int
-    truncated: bool
-
-
-Outcome = Answer | TonearmError
-
-
-@dataclass(frozen=True, slots=True)
-class BatchStats:
-    """What one call of `classify` did. `tokens` are real ones, `padded_tokens` what the encoder computed on."""
-
-    rows: int
-    micro_batches: int
-    tokens: int
-    padded_tokens: int
-    tokenise_s: float
-    forward_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +194,8 @@ class Engine:
 
     def _prepare(self, rows: Sequence[Row], outcomes: list[Outcome | None]) -> list[_Work]:
         """Look up, tokenise each distinct text once, truncate as each adapter wants."""
-        tokens = dict(zip(texts := list({row.text: None for row in rows}), self._tokenise(texts), strict=True))
+        texts = [text for text in {row.text: None for row in rows} if _is_text(text)]
+        tokens = dict(zip(texts, self._tokenise(texts), strict=True))
         work: list[_Work] = []
         for at, row in enumerate(rows):
             found = self._resident.get(row.adapter)
@@ -248,7 +204,10 @@ class Engine:
                 continue
             self._resident.move_to_end(row.adapter)
             slot, adapter = found
-            text: Tokens = tokens[row.text]
+            text: Tokens | None = tokens.get(row.text)
+            if text is None:
+                outcomes[at] = InvalidText("the text holds half a surrogate pair, which is no character")
+                continue
             truncated = len(text.ids) > adapter.max_tokens
             if truncated and not row.truncate:
                 outcomes[at] = TextTooLong(len(text.ids), adapter.max_tokens, str(row.adapter))
@@ -312,6 +271,15 @@ class Engine:
 
 PASS_COST_TOKENS = 48
 """What a forward pass costs on a CPU besides its tokens (dispatch, gathers), in tokens' worth of time."""
+
+
+def _is_text(text: str) -> bool:
+    """Python strings, and so JSON, can hold halves of surrogate pairs; no tokenizer takes them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _answers(logits: Tensor, work: list[_Work]) -> list[Outcome]:

@@ -10,8 +10,9 @@ from starlette.responses import JSONResponse, Response
 from adapters.errors import AdapterError, TonearmError, TooManyTexts
 from adapters.reference import AdapterId
 from adapters.store import Registry
+from engine.rows import Answer, Outcome, Row
 from service import metrics
-from service.messages import Answer, Outcome, Reply, Row, Timings
+from service.messages import Reply, Timings
 from service.problems import problem
 from service.record import facts_of, request_id_of
 from service.routing import Experiment, assign

@@ -16,7 +16,8 @@ import structlog
 from litserve.utils import LitAPIStatus
 
 from adapters.errors import DeadlineExceeded, Overloaded, TonearmError, WorkerLost
-from service.messages import Job, Reply, Row
+from engine.rows import Row
+from service.messages import Job, Reply
 
 REPLIES_UID = "replies"
 """The one entry in LitServe's response buffer; LitServe itself would make one a request."""

@@ -3,31 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from adapters.errors import TonearmError
-from adapters.reference import AdapterId
-
-# Named tuples where there is one a row: they pickle several times faster than dataclasses do.
-
-
-class Row(NamedTuple):
-    """The engine's `Row`, importable without torch: one text for one adapter."""
-
-    text: str
-    adapter: AdapterId
-    truncate: bool
-
-
-class Answer(NamedTuple):
-    """The engine's `Answer`, importable without torch. Logits and scores are in the order of `labels`."""
-
-    labels: tuple[str, ...]
-    logits: tuple[float, ...]
-    scores: tuple[float, ...]
-    tokens: int
-    truncated: bool
-
-
-Outcome = Answer | TonearmError
+from engine.rows import Outcome, Row
 
 
 class Job(NamedTuple):

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 
 import structlog
 
-from adapters.errors import DeadlineExceeded, InferenceFailed, TonearmError, UnknownAdapter, VerificationError
+from adapters.errors import DeadlineExceeded, InferenceFailed, UnknownAdapter, VerificationError
 from adapters.reference import AdapterId, parse_reference
 from adapters.store import Registry
-from engine.engine import Answer as EngineAnswer
-from engine.engine import BatchStats, Engine
-from engine.engine import Row as EngineRow
+from engine.engine import Engine
+from engine.rows import Answer, BatchStats, Outcome, Row
 from service import metrics
 from service.loader import Loaded, Loader, Look, Stamp
-from service.messages import Answer, Envelope, Job, Outcome, Reply, Timings
+from service.messages import Envelope, Job, Reply, Timings
 from service.run_directory import ResidentAdapter, RunDirectory, WorkerStatus
 from service.settings import Settings
 
@@ -280,7 +279,7 @@ class Worker:
         if not items:
             return
         started_s = time.monotonic()
-        rows = [EngineRow(*item.open.job.rows[item.at]) for item in items]
+        rows = [item.open.job.rows[item.at] for item in items]
         outcomes, stats = self._classify_safely(rows)
         for opened in {id(item.open): item.open for item in items}.values():
             opened.timings = Timings(started_s - opened.sent_s, stats.tokenise_s, stats.forward_s)
@@ -294,11 +293,10 @@ class Worker:
         metrics.stage_seconds.labels("tokenise").observe(stats.tokenise_s)
         metrics.stage_seconds.labels("forward").observe(stats.forward_s)
 
-    def _classify_safely(self, rows: list[EngineRow]) -> tuple[list[Outcome], BatchStats]:
+    def _classify_safely(self, rows: list[Row]) -> tuple[list[Outcome], BatchStats]:
         """The engine's outcomes; where it breaks on a batch, each row alone, so that only the bad one pays."""
         try:
-            outcomes, stats = self._engine.classify(rows)
-            return [_light(outcome) for outcome in outcomes], stats
+            return self._engine.classify(rows)
         except Exception as error:
             log.exception("batch_broke", rows=len(rows))
             empty = BatchStats(len(rows), 0, 0, 0, 0.0, 0.0)
@@ -348,12 +346,6 @@ class Worker:
                 parked_rows=sum(map(len, self._parked.values())),
             ),
         )
-
-
-def _light(outcome: EngineAnswer | TonearmError) -> Outcome:
-    if isinstance(outcome, EngineAnswer):
-        return Answer(outcome.labels, outcome.logits, outcome.scores, outcome.tokens, outcome.truncated)
-    return outcome
 
 
 def _kind(outcome: Outcome) -> str:

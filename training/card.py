@@ -65,8 +65,8 @@ were longer than {max_tokens} tokens and lost the {lost_side} of the text. SHA-2
 - Labels are always one of {labels}, also for text that is none of them.
 - Scores are not calibrated: 0.9 does not mean right nine times out of ten.
 - Text over {max_tokens} tokens is cut, and the {lost_side} is not read.
-- The manifest, `tonearm.json`, holds {golden_n} short texts taken from the validation split, with their logits, so
-  that every load can check itself.
+- The manifest, `tonearm.json`, holds {golden_n} short texts{golden_from} with their logits, so that every load can
+  check itself.
 
 ## How to call it
 
@@ -131,6 +131,7 @@ def write_card(directory: Path, outcome: Outcome) -> None:
         lost_side="beginning" if recipe.truncation_side == "left" else "end",
         sha256=outcome.dataset.sha256,
         golden_n=len(outcome.golden),
+        golden_from="" if recipe.example_texts else " taken from the validation split,",
         curl=(
             f"curl -s localhost:8000/classify -H 'X-Adapter: {recipe.name}' "
             f"-H 'content-type: application/json' -d {shlex.quote(body)}"

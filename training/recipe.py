@@ -111,6 +111,9 @@ class Recipe(_Strict):
     """Modules trained in full and saved with the adapter, besides the head and whatever the base does not hold."""
     warm_start_from: str | None = None
     """Adapter directory, relative to the recipe, whose tensors of the same name and shape are the start."""
+    example_texts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Texts for the golden examples and the card. Without any, validation texts are taken, and so published: set it
+    where the data is not yours to publish."""
     training: FitSettings = FitSettings()
 
 

@@ -74,7 +74,7 @@ def train(recipe: Recipe, *, registry: Path, runs: Path, console: Console) -> Ad
 
     directory = run / "adapter"
     reloaded = save_and_reload(model, directory, base, recipe, dataset.labels, tokenizer, tokens.validation, collate)
-    texts = choose_texts(dataset.validation, tokens.validation, tuned_evaluation)
+    texts = recipe.example_texts or choose_texts(dataset.validation, tokens.validation, tuned_evaluation)
     outcome = Outcome(
         recipe=recipe,
         base=base,

@@ -17,7 +17,8 @@ from adapters.base_model import BaseModelFiles, find_base_model
 from adapters.errors import VerificationError
 from adapters.reference import AdapterId
 from adapters.store import Registry
-from engine.engine import Answer, Engine, Row
+from engine.engine import Engine
+from engine.rows import Answer, Row
 from tests.factory import TEXTS, AdapterShape, peft_logits, peft_model, save_adapter
 
 _SMALL: dict[str, Any] = {

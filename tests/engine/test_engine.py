@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from adapters.base_model import BaseModelFiles
-from adapters.errors import TextTooLong, UnknownAdapter, VerificationError
+from adapters.errors import InvalidText, TextTooLong, UnknownAdapter, VerificationError
 from adapters.manifest import read_manifest, write_manifest
 from adapters.reference import AdapterId
 from adapters.store import Registry
-from engine.engine import Answer, Engine, Row
+from engine.engine import Engine
+from engine.rows import Answer, Row
 from tests.factory import TEXTS, AdapterShape, peft_logits, peft_model, save_adapter
 
 SHAPES = {
@@ -90,6 +91,12 @@ def test_rows_fail_alone(engine: Engine) -> None:
     assert isinstance(outcomes[3], Answer)
     assert (outcomes[0].truncated, outcomes[3].truncated, outcomes[3].tokens) == (False, True, 12)
     assert stats.rows == 2
+
+
+def test_half_a_surrogate_pair_touches_no_other_row(engine: Engine) -> None:
+    outcomes, _ = engine.classify([Row("half \ud800", AdapterId("qv", 1)), Row("whole \U0001f600", AdapterId("qv", 1))])
+    assert isinstance(outcomes[0], InvalidText)
+    assert isinstance(outcomes[1], Answer)
 
 
 def test_nothing_to_do(engine: Engine) -> None:

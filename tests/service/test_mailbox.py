@@ -6,8 +6,9 @@ import pytest
 
 from adapters.errors import DeadlineExceeded, Overloaded, WorkerLost
 from adapters.reference import AdapterId
+from engine.rows import Answer, Row
 from service.mailbox import Mailbox, ReplySlot
-from service.messages import Answer, Job, Reply, Row, Timings
+from service.messages import Job, Reply, Timings
 
 ROW = Row("a text", AdapterId("movies", 1), True)
 ANSWER = Answer(("a", "b"), (0.0, 1.0), (0.25, 0.75), 3, False)

@@ -12,7 +12,8 @@ from adapters.errors import InferenceFailed, VerificationError
 from adapters.reference import AdapterId
 from adapters.store import Registry
 from engine.engine import Engine
-from service.messages import Answer, Envelope, Job, Outcome, Reply, Row
+from engine.rows import Answer, Outcome, Row
+from service.messages import Envelope, Job, Reply
 from service.run_directory import RunDirectory
 from service.settings import Settings
 from service.worker import Worker

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -123,12 +124,18 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def digest_files(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file below `directory` but the manifest itself, by POSIX relative path."""
+def digest_files(directory: Path, held: Mapping[str, bytes] | None = None) -> dict[str, str]:
+    """SHA-256 of every file below `directory` but the manifest itself, by POSIX relative path.
+
+    Args:
+        held: content of files that were read already, and are not read again.
+    """
+    held = held or {}
+    files = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*")) if path.is_file()}
     return {
-        path.relative_to(directory).as_posix(): file_sha256(path)
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.relative_to(directory).as_posix() != MANIFEST
+        name: hashlib.sha256(held[name]).hexdigest() if name in held else file_sha256(path)
+        for name, path in files.items()
+        if name != MANIFEST
     }
 
 

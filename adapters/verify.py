@@ -124,6 +124,11 @@ class _Reader:
 
     def read(self) -> Adapter:
         self.check_plain_files()
+        # Read once: the bytes that are hashed are the bytes that are used.
+        self.content = {
+            PEFT_CONFIG: self.read_bounded(PEFT_CONFIG, "config", _MAX_CONFIG_BYTES),
+            PEFT_WEIGHTS: self.read_bounded(PEFT_WEIGHTS, "weights size", _MAX_WEIGHTS_BYTES),
+        }
         manifest = read_manifest(self.directory) if (self.directory / MANIFEST).exists() else None
         if manifest is not None:
             self.check_manifest(manifest)
@@ -180,7 +185,7 @@ class _Reader:
             )
         if manifest.max_tokens > self.layout.max_tokens:
             self.fail("max tokens", f"at most {self.layout.max_tokens}, as the base reads", str(manifest.max_tokens))
-        found = digest_files(self.directory)
+        found = digest_files(self.directory, self.content)
         for path in sorted(manifest.files.keys() | found.keys()):
             if manifest.files.get(path) != found.get(path):
                 self.fail(
@@ -190,12 +195,15 @@ class _Reader:
             if path not in manifest.files:
                 self.fail("manifest files", f"a digest of {path}", "none")
 
+    def read_bounded(self, file: str, check: str, max_bytes: int) -> bytes:
+        size = (self.directory / file).stat().st_size
+        if size > max_bytes:
+            self.fail(check, f"at most {max_bytes} bytes", f"{size} bytes")
+        return (self.directory / file).read_bytes()
+
     def read_config(self) -> PeftLoraConfig:
-        path = self.directory / PEFT_CONFIG
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            self.fail("config", f"at most {_MAX_CONFIG_BYTES} bytes", f"{path.stat().st_size} bytes")
         try:
-            config = PeftLoraConfig.model_validate_json(path.read_bytes())
+            config = PeftLoraConfig.model_validate_json(self.content[PEFT_CONFIG])
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in first["loc"]) or PEFT_CONFIG
@@ -222,11 +230,7 @@ class _Reader:
         self.fail("base model", f"{self.layout.id} with weights {self.layout.sha256[:12]}…", found)
 
     def read_tensors(self) -> dict[str, Tensor]:
-        path = self.directory / PEFT_WEIGHTS
-        size = path.stat().st_size
-        if size > _MAX_WEIGHTS_BYTES:
-            self.fail("weights size", f"at most {_MAX_WEIGHTS_BYTES} bytes", f"{size} bytes")
-        content = path.read_bytes()
+        content = self.content[PEFT_WEIGHTS]
         header_bytes = int.from_bytes(content[:8], "little")
         if header_bytes > min(_MAX_HEADER_BYTES, len(content)):
             self.fail("weights header", f"a safetensors header of at most {_MAX_HEADER_BYTES} bytes", str(header_bytes))

@@ -1,5 +1,6 @@
 """Loads the base model with a classification head on it, and says what an adapter must fit."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,15 +58,14 @@ def load_encoder(base: BaseModelFiles, *, device: str = "cpu", dtype: torch.dtyp
         tokenizer.pad_token = tokenizer.eos_token
     # Decoders find the last real token by it; without it they refuse batches.
     model.config.pad_token_id = tokenizer.pad_token_id
-    fresh = set(info["missing_keys"]) | {_key(mismatch) for mismatch in info["mismatched_keys"]}
     layout = BaseLayout(
         id=base.id,
         sha256=base.sha256,
         linears={name: _dims(module) for name, module in model.named_modules() if _is_linear(module)},
         parameters={name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
-        fresh=frozenset(fresh),
+        fresh=fresh_parameters(info),
         output=_output(model, base),
-        max_tokens=_max_tokens(config, tokenizer),
+        max_tokens=longest_input(config, tokenizer),
     )
     return Encoder(model.to(device).eval().requires_grad_(False), tokenizer, layout)
 
@@ -94,12 +94,17 @@ def _output(model: nn.Module, base: BaseModelFiles) -> str:
     return str(names[-1])
 
 
-def _key(mismatch: object) -> str:
-    """transformers names a mismatch by its key alone or by (key, shape found, shape wanted)."""
-    return str(mismatch[0]) if isinstance(mismatch, tuple) else str(mismatch)
+def fresh_parameters(loading: Mapping[str, Any]) -> frozenset[str]:
+    """Parameters that a base's own weights do not hold, from what `from_pretrained` says of its loading.
+
+    transformers names a mismatch by its key alone or by (key, shape found, shape wanted).
+    """
+    mismatched = (key[0] if isinstance(key, tuple) else key for key in loading["mismatched_keys"])
+    return frozenset(loading["missing_keys"]) | {str(key) for key in mismatched}
 
 
-def _max_tokens(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+def longest_input(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that a base reads at most, special tokens included."""
     limits = [int(tokenizer.model_max_length)]
     positions = getattr(config, "max_position_embeddings", None)
     if positions:

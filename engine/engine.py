@@ -71,8 +71,7 @@ class Engine:
         Raises:
             BaseModelError: the base cannot be loaded.
         """
-        self._on_cpu = torch.device(device).type == "cpu"
-        self._dtype = dtype or (torch.float32 if self._on_cpu else torch.bfloat16)
+        self._dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
         encoder = load_encoder(base, device=device, dtype=self._dtype)
         self._model = encoder.model
         self._device = device
@@ -117,20 +116,20 @@ class Engine:
         with self._lock:
             if adapter.id in self._resident:
                 return
-            victim = None if self._free else next(iter(self._resident))
-            slot = self._free[-1] if victim is None else self._resident[victim][0]
-            evicted = None if victim is None else self._resident.pop(victim)
-            self._write(slot, adapter)
+            evicted = None if self._free else self._resident.popitem(last=False)
+            slot = self._free.pop() if evicted is None else evicted[1][0]
             try:
+                self._write(slot, adapter)
                 self._check_golden(adapter, slot)
-            except VerificationError:
-                if victim is not None and evicted is not None:
-                    self._write(slot, evicted[1])
-                    self._resident[victim] = evicted
-                    self._resident.move_to_end(victim, last=False)
+            except BaseException:
+                # Whatever broke, the slot goes back to whom it belonged.
+                if evicted is None:
+                    self._free.append(slot)
+                else:
+                    self._write(slot, evicted[1][1])
+                    self._resident[evicted[0]] = evicted[1]
+                    self._resident.move_to_end(evicted[0], last=False)
                 raise
-            if victim is None:
-                self._free.pop()
             self._resident[adapter.id] = (slot, adapter)
 
     def detach(self, adapter: AdapterId) -> None:

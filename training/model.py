@@ -40,6 +40,8 @@ def load_base(base: BaseModelFiles, labels: tuple[str, ...], tokenizer: Any, see
     """
     from transformers import AutoModelForSequenceClassification, set_seed
 
+    from engine.encoder import fresh_parameters
+
     set_seed(seed)
     try:
         with _quiet():
@@ -58,8 +60,7 @@ def load_base(base: BaseModelFiles, labels: tuple[str, ...], tokenizer: Any, see
     except (OSError, ValueError) as error:
         raise BaseModelError(f"base model {base.id} cannot be read as a sequence classifier: {error}") from error
     model.config.pad_token_id = tokenizer.pad_token_id
-    fresh = frozenset(loading["missing_keys"]) | {key for key, *_ in loading["mismatched_keys"]}
-    return BaseWithHead(model, fresh)
+    return BaseWithHead(model, fresh_parameters(loading))
 
 
 def add_adapter(base: BaseWithHead, recipe: Recipe) -> Any:

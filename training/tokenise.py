@@ -39,13 +39,15 @@ def load_tokenizer(base: BaseModelFiles, recipe: Recipe) -> Any:
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    from engine.encoder import longest_input
+
     try:
         config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(base.directory, trust_remote_code=False, use_fast=True)
     except (OSError, ValueError) as error:
         raise BaseModelError(f"base model {base.id} has no readable configuration and tokenizer: {error}") from error
-    # A tokenizer without a limit says 1e30; a config may count positions that the model keeps for padding.
-    limit = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", tokenizer.model_max_length))
+    # The engine's own limit: what it does not read, it would refuse after the training.
+    limit = longest_input(config, tokenizer)
     if recipe.max_tokens > limit:
         raise SettingsError("max_tokens", recipe.max_tokens, f"at most {limit}, as {base.id} reads")
     tokenizer.truncation_side = recipe.truncation_side

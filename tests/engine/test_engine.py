@@ -1,5 +1,6 @@
 """The engine against PEFT, its oracle, and against itself one row at a time."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from adapters.errors import InvalidText, TextTooLong, UnknownAdapter, Verificati
 from adapters.manifest import read_manifest, write_manifest
 from adapters.reference import AdapterId
 from adapters.store import Registry
+from adapters.verify import LoraPair
 from engine.engine import Engine
 from engine.rows import Answer, Row
 from tests.factory import TEXTS, AdapterShape, peft_logits, peft_model, save_adapter
@@ -134,3 +136,23 @@ def test_wrong_golden_logits_are_refused_and_evict_nobody(
         engine.attach(engine.read(registry.directory(bad), bad))
     assert engine.resident == (good,)
     torch.testing.assert_close(logits(engine, [Row(TEXTS[0], good)])[0], before, atol=1e-6, rtol=0)
+
+
+def test_whatever_breaks_in_attach_gives_the_slot_back(
+    base: BaseModelFiles, registry: Registry, tmp_path: Path
+) -> None:
+    engine = Engine(base, capacity=1)
+    good, broken = (
+        registry.publish(save_adapter(tmp_path / name, base, AdapterShape(seed=seed)), name)
+        for seed, name in enumerate(("good", "broken"))
+    )
+    engine.attach(engine.read(registry.directory(good), good))
+    before = logits(engine, [Row(TEXTS[0], good)])[0]
+    read = engine.read(registry.directory(broken), broken)
+    misshapen = {key: LoraPair(pair.a[:5], pair.b) for key, pair in read.lora.items()}
+    with pytest.raises(RuntimeError):
+        engine.attach(replace(read, lora=misshapen))
+    assert engine.resident == (good,)
+    torch.testing.assert_close(logits(engine, [Row(TEXTS[0], good)])[0], before, atol=1e-6, rtol=0)
+    engine.attach(read)
+    assert engine.resident == (broken,)

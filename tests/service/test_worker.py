@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adapters.base_model import BaseModelFiles
-from adapters.errors import InferenceFailed, VerificationError
+from adapters.errors import InferenceFailed, InvalidText, VerificationError
 from adapters.reference import AdapterId
 from adapters.store import Registry
 from engine.engine import Engine
@@ -98,9 +98,12 @@ def test_more_adapters_than_slots_are_all_answered_by_the_right_one(driver: Driv
 
 
 def test_one_bad_row_hurts_no_other(driver: Driver) -> None:
-    alien, torn, good = driver.answer(row("alien"), row("base", "\ud800"), row("base"))
+    # No text at all breaks the engine on the whole batch: then each row runs alone.
+    broken = row("base", None)  # type: ignore[arg-type]
+    alien, torn, failed, good = driver.answer(row("alien"), row("base", "\ud800"), broken, row("base"))
     assert isinstance(alien, VerificationError) and alien.check == "base model"
-    assert isinstance(torn, InferenceFailed)
+    assert isinstance(torn, InvalidText)
+    assert isinstance(failed, InferenceFailed)
     assert isinstance(good, Answer)
 
 

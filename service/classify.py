@@ -30,6 +30,9 @@ XAdapter = Annotated[
 XUnitId = Annotated[
     str | None, Header(description="The A/B unit, UTF-8: without X-Adapter the experiment routes by it.")
 ]
+XRequestTimeoutMs = Annotated[
+    str | None, Header(description="Longest wait for this answer, in milliseconds; at most the service's own.")
+]
 XRequestId = Annotated[str | None, Header(description="Echoed in the answer and the log, or made.")]
 
 
@@ -61,6 +64,7 @@ async def classify(
     body: ClassifyBody,
     x_adapter: XAdapter = None,
     x_unit_id: XUnitId = None,
+    x_request_timeout_ms: XRequestTimeoutMs = None,
     x_request_id: XRequestId = None,
 ) -> Response:
     """One text gives one answer; a list of texts, or several adapters, give `results`.
@@ -70,13 +74,14 @@ async def classify(
     """
     service: Service = request.app.state.service
     service.watch.check_ready()
+    timeout_s = _timeout_s(x_request_timeout_ms, service.settings.request_timeout_s)
     route = find_route(x_adapter, _unit(x_unit_id), service)
     texts = body.texts
     rows = [Row(text, adapter, body.truncate) for text in texts for adapter in route.adapters]
     _note_facts(request, route, texts, len(rows), service)
     if len(rows) > service.settings.max_texts_per_request:
         raise TooManyTexts(len(rows), service.settings.max_texts_per_request)
-    reply = await service.mailbox.ask(rows, timeout_s=service.settings.request_timeout_s)
+    reply = await service.mailbox.ask(rows, timeout_s=timeout_s)
     return _response(body, route, reply, request_id_of(request))
 
 
@@ -116,6 +121,21 @@ def _unit(header: str | None) -> str | None:
         return value.decode()
     except UnicodeDecodeError:
         raise HTTPException(400, "X-Unit-Id is not UTF-8") from None
+
+
+def _timeout_s(header: str | None, longest_s: float) -> float:
+    """
+    Raises:
+        HTTPException: 400.
+    """
+    if header is None:
+        return longest_s
+    longest_ms = int(longest_s * 1e3)
+    whole = header.isascii() and header.isdigit() and len(header) <= 9
+    if not whole or not 1 <= int(header) <= longest_ms:
+        detail = f"X-Request-Timeout-Ms is {header[:40]!r}, expected a whole number from 1 to {longest_ms}"
+        raise HTTPException(400, detail)
+    return int(header) / 1e3
 
 
 def _note_facts(request: Request, route: Route, texts: list[str], rows: int, service: Service) -> None:

@@ -270,7 +270,7 @@ class Worker:
             if item.open.job.deadline_s > now_s:
                 wanted.append(item)
             else:
-                self._settle(item, DeadlineExceeded(self._settings.request_timeout_s))
+                self._settle(item, DeadlineExceeded(item.open.job.deadline_s - item.open.sent_s))
         return wanted
 
     # The engine

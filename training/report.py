@@ -178,7 +178,8 @@ def _plot_curves(path: Path, outcome: Outcome) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        # A fixed place: looking for the best one, matplotlib draws again and again.
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
     if len(numbers) == 1:
         losses.set_xlim(0.5, 1.5)
         scores.set_xlim(0.5, 1.5)
@@ -194,7 +195,7 @@ def _plot_confusion(path: Path, outcome: Outcome) -> None:
     side_inches = min(3.2 + 0.6 * len(labels), 12)
     figure = Figure(figsize=(side_inches + 0.8, side_inches), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true label")
     axes.set(
         title=f"{outcome.recipe.name}: validation, n = {counts.sum()}",

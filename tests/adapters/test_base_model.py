@@ -21,13 +21,14 @@ FIND = """
 import json, sys
 from adapters.base_model import find_base_model
 from adapters.errors import BaseModelError
-try:
-    found = find_base_model(sys.argv[1])
-except BaseModelError as error:
-    print(json.dumps({"error": str(error)}))
-else:
-    files = sorted(path.name for path in found.directory.iterdir())
-    print(json.dumps({"id": found.id, "revision": found.revision, "sha256": found.sha256, "files": files}))
+for reference in sys.argv[1:]:
+    try:
+        found = find_base_model(reference)
+    except BaseModelError as error:
+        print(json.dumps({"error": str(error)}))
+    else:
+        files = sorted(path.name for path in found.directory.iterdir())
+        print(json.dumps({"id": found.id, "revision": found.revision, "sha256": found.sha256, "files": files}))
 """
 
 
@@ -44,21 +45,21 @@ def tiny(base: BaseModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Path
     return directory
 
 
-def find(reference: str, endpoint: str, cache: Path, token: str | None = None) -> dict[str, object]:
-    """`find_base_model` in a process of its own: the hub's address is read when its library is imported."""
+def find(references: list[str], endpoint: str, cache: Path, token: str | None = None) -> list[dict[str, object]]:
+    """What `find_base_model` says to each, in a process of its own: its library reads the address when imported."""
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
     environment.pop("HF_TOKEN", None)
     if token is not None:
         environment["HF_TOKEN"] = token
     done = subprocess.run(
-        [sys.executable, "-c", FIND, reference],
+        [sys.executable, "-c", FIND, *references],
         env=environment,
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
     )
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_the_default_comes_from_its_package(base: BaseModelFiles) -> None:
@@ -96,8 +97,7 @@ def test_shards_have_one_digest(tiny: Path, tmp_path: Path) -> None:
 
 def test_the_hub(tiny: Path, tmp_path: Path) -> None:
     with serve_model("org/tiny", tiny) as endpoint:
-        for reference in ("org/tiny", f"org/tiny@{COMMIT}"):
-            found = find(reference, endpoint, tmp_path / "cache")
+        for found in find(["org/tiny", f"org/tiny@{COMMIT}"], endpoint, tmp_path / "cache"):
             assert found["id"] == "org/tiny"
             assert found["revision"] == COMMIT
             assert found["sha256"] == weights_sha256(tiny)
@@ -106,11 +106,12 @@ def test_the_hub(tiny: Path, tmp_path: Path) -> None:
 
 def test_the_hub_wants_a_token(tiny: Path, tmp_path: Path) -> None:
     with serve_model("org/tiny", tiny, token="hf_secret") as endpoint:
-        assert "HF_TOKEN" in str(find("org/tiny", endpoint, tmp_path / "without")["error"])
-        assert find("org/tiny", endpoint, tmp_path / "with", token="hf_secret")["revision"] == COMMIT
+        assert "HF_TOKEN" in str(find(["org/tiny"], endpoint, tmp_path / "without")[0]["error"])
+        assert find(["org/tiny"], endpoint, tmp_path / "with", token="hf_secret")[0]["revision"] == COMMIT
 
 
 def test_what_the_hub_does_not_have(tiny: Path, tmp_path: Path) -> None:
     with serve_model("org/tiny", tiny) as endpoint:
-        assert "'org/other'" in str(find("org/other", endpoint, tmp_path)["error"])
-        assert "neither a directory nor a hub id" in str(find("no/such/place", endpoint, tmp_path)["error"])
+        unknown, misspelt = find(["org/other", "no/such/place"], endpoint, tmp_path)
+        assert "'org/other'" in str(unknown["error"])
+        assert "neither a directory nor a hub id" in str(misspelt["error"])

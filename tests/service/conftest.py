@@ -1,4 +1,4 @@
-"""The adapters of the service's tests, and one running service for all that do it no harm."""
+"""The adapters of the service's tests, and one running service for all of them: it takes most of a minute to start."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,12 @@ from adapters.base_model import BaseModelFiles
 from adapters.manifest import read_manifest, write_manifest
 from adapters.store import Registry
 from tests.factory import AdapterShape, save_adapter
-from tests.service.running import EXPERIMENTS, SHAPES, Service, run_service
+from tests.service.running import ADMIN_KEY, EXPERIMENTS, KEY, SHAPES, Service, run_service
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What harms the service comes last, in the order in which it stands."""
+    items.sort(key=lambda item: item.get_closest_marker("harmful") is not None)
 
 
 @pytest.fixture(scope="session")
@@ -28,12 +33,14 @@ def made(base: BaseModelFiles, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture(scope="session")
 def service(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """One service for all tests that do it no harm."""
+    """The service; tests marked `harmful` leave it unlike they found it."""
     directory = tmp_path_factory.mktemp("service")
     registry = Registry(directory / "registry")
     for name, source in made.items():
         registry.publish(source, name)
     experiments = directory / "experiments.yaml"
     experiments.write_text(EXPERIMENTS)
-    with run_service(registry, directory, experiments_file=experiments, max_resident_adapters=16) as running:
+    settings = {"api_keys": f"{KEY},another-key", "admin_keys": ADMIN_KEY, "max_queued_texts": 1024}
+    settings |= {"max_resident_adapters": 16, "drain_delay_s": 0.7}
+    with run_service(registry, directory, experiments_file=experiments, **settings) as running:
         yield running

@@ -20,6 +20,7 @@ from adapters.store import Registry
 from tests.factory import AdapterShape
 
 ROOT = Path(__file__).parents[2]
+KEY, ADMIN_KEY = "a-caller's-key", "an-administrator's-key"
 START_TIMEOUT_S = 120  # torch and the base load on whatever else runs on the machine
 
 SHAPES = {

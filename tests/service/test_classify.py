@@ -111,6 +111,9 @@ def test_refused_adapter_is_a_conflict_with_its_reason(service: Service) -> None
         ({"X-Unit-Id": ""}, 400, "expected 1 to 256"),
         ({"X-Unit-Id": "u" * 257}, 400, "expected 1 to 256"),
         ({"X-Unit-Id": b"\xff"}, 400, "not UTF-8"),
+        ({"X-Request-Timeout-Ms": "0"}, 400, "X-Request-Timeout-Ms is '0', expected a whole number from 1 to 30000"),
+        ({"X-Request-Timeout-Ms": "soon"}, 400, "is 'soon'"),
+        ({"X-Request-Timeout-Ms": "30001"}, 400, "is '30001'"),
     ],
 )
 def test_bad_headers(service: Service, headers: dict[str, str], status: int, detail: str) -> None:

@@ -4,25 +4,23 @@ import json
 import subprocess
 import sys
 
-from tests.service.running import ROOT, Service, free_port
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from service.command import classify
+from tests.service.running import KEY, ROOT, Service, free_port
 
 
-def tonearm(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    code = "import typer, sys; from service.command import classify; typer.run(classify)"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def tonearm(*arguments: str, stdin: str = "") -> Result:
+    app = typer.Typer()
+    app.command()(classify)
+    return CliRunner().invoke(app, list(arguments), input=stdin, env={"TONEARM_API_KEY": KEY, "COLUMNS": "160"})
 
 
 def test_table_json_and_stdin(service: Service) -> None:
     table = tonearm("meh", "a [bold] claim", "--adapter", "movies,tone", "--url", service.url)
-    assert table.returncode == 0, table.stderr
+    assert table.exit_code == 0, table.output
     assert table.stdout.count("movies@1") == table.stdout.count("tone@1") == 2
     assert "a [bold] claim" in table.stdout
     answer = tonearm("--adapter", "movies", "--url", service.url, "--json", stdin="one\n\ntwo\n")
@@ -33,8 +31,16 @@ def test_table_json_and_stdin(service: Service) -> None:
 
 def test_errors_are_one_line(service: Service) -> None:
     unknown = tonearm("meh", "--adapter", "movis", "--url", service.url)
-    assert (unknown.returncode, unknown.stderr.count("\n")) == (1, 1)
+    assert (unknown.exit_code, unknown.stderr.count("\n")) == (1, 1)
     assert "did you mean movies?" in unknown.stderr
     silent = tonearm("meh", "--url", f"http://127.0.0.1:{free_port()}")
-    assert silent.returncode == 1 and "nothing listens at" in silent.stderr
-    assert tonearm("--url", service.url).returncode == 1
+    assert silent.exit_code == 1 and "nothing listens at" in silent.stderr
+    assert tonearm("--url", service.url).exit_code == 1
+
+
+def test_the_front_door_has_it(service: Service) -> None:
+    """In a process of its own, as people run it."""
+    command = [sys.executable, "tonearm.py", "classify", "meh", "-a", "movies", "--url", service.url, "--key", KEY]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "movies@1" in done.stdout

@@ -124,6 +124,18 @@ class InvalidText(RequestError):
     """A text that no tokenizer can read."""
 
 
+class BankFull(RequestError):
+    """Every slot is pinned, so no other adapter can come in."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.capacity = capacity
+
+    def __str__(self) -> str:
+        remedy = "unpin an adapter, or raise MAX_RESIDENT_ADAPTERS or BANK_MEMORY_MB"
+        return f"every one of the {self.capacity} slots is pinned; {remedy}"
+
+
 class TextTooLong(RequestError):
     """A text exceeds the adapter's limit and the request declined truncation."""
 

@@ -72,7 +72,7 @@ class LoraPair:
     b: Tensor  # [R, D_out] fp32, scaling folded in
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Adapter:
     """A verified adapter in the bank's form.
 
@@ -96,6 +96,12 @@ class Adapter:
     @property
     def rank(self) -> int:
         return max((pair.a.shape[1] for pair in self.lora.values()), default=0)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of its tensors."""
+        tensors = [tensor for pair in self.lora.values() for tensor in (pair.a, pair.b)]
+        return sum(tensor.nbytes for tensor in (*tensors, *self.saved.values()))
 
 
 def read_adapter(directory: Path, adapter: AdapterId, layout: BaseLayout, *, max_rank: int) -> Adapter:

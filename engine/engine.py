@@ -5,10 +5,11 @@ tokenise -> plan -> encoder + LoRA bank -> per-adapter head -> labels
 
 import threading
 import time
-from collections import OrderedDict
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +23,14 @@ from engine.encoder import load_encoder
 from engine.lean import lean_encoder
 from engine.plan import MicroBatch, plan
 from engine.rows import Answer, BatchStats, Outcome, Row
+from engine.slots import Slots
 from engine.tokenise import Tokeniser, Tokens
 
 MAX_LABELS = 1024
 """Widest label set: every slot's head is padded to the widest one seen, so one adapter could cost all of them."""
+
+_SLOTS_BESIDE = 2
+"""Slots of the bank beside the capacity: the base's, and the spare one in which newcomers are proved."""
 
 _HALF_TOLERANCE = 0.05
 """Golden tolerance where the encoder runs in bf16 or fp16: those keep 8 to 11 bits, training computed in fp32."""
@@ -36,16 +41,41 @@ class _Work:
     """A row that will run: its place in the request, its adapter, slot and token ids."""
 
     at: int
-    adapter: Adapter
+    adapter: "_Facts"
     slot: int
     ids: list[int]
     truncated: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What rows need of a resident adapter; its weights are in the bank alone."""
+
+    id: AdapterId
+    labels: tuple[str, ...]
+    max_tokens: int
+    truncation_side: Literal["left", "right"]
+    temperature: float
+    multi_label: bool
+    has_lora: bool
+
+    @classmethod
+    def of(cls, adapter: Adapter) -> "_Facts":
+        return cls(
+            adapter.id,
+            adapter.labels,
+            adapter.max_tokens,
+            adapter.truncation_side,
+            adapter.temperature,
+            adapter.multi_label,
+            bool(adapter.lora),
+        )
+
+
 class Engine:
     """One base model, its bank, and the adapters resident in it.
 
-    Methods may be called from several threads; forward passes and slot writes take turns, reading from disk does not.
+    Methods may be called from several threads: an adapter is read and proved while batches of others run.
     """
 
     def __init__(
@@ -53,6 +83,7 @@ class Engine:
         base: BaseModelFiles,
         *,
         capacity: int = 64,
+        bank_bytes: int | None = None,
         max_rank: int = 64,
         device: str = "cpu",
         dtype: torch.dtype | None = None,
@@ -62,6 +93,7 @@ class Engine:
         """
         Args:
             capacity: adapters resident at once, >= 1.
+            bank_bytes: memory that the bank may take; where slots grow (a larger rank, a further module), fewer fit.
             max_rank: largest LoRA rank taken.
             device: a torch device.
             dtype: of the encoder; fp32 on a CPU and bf16 elsewhere by default. Heads are always fp32.
@@ -76,22 +108,35 @@ class Engine:
         self._model = encoder.model
         self._device = device
         self._tokenise = Tokeniser(encoder.tokenizer)
-        self._bank = LoraBank(encoder.model, capacity + 1)
+        self._bank = LoraBank(encoder.model, capacity + _SLOTS_BESIDE, encoder.layout.output)
+        self._bank_bytes = bank_bytes
         self._lean = lean_encoder(encoder.model, self._bank) if lean else None
         self._lean_fits = self._lean is not None
         self._max_rank = max_rank
         self._token_budget = token_budget
-        self._lock = threading.RLock()
-        self._resident: OrderedDict[AdapterId, tuple[int, Adapter]] = OrderedDict()  # least recently used first
-        self._free = list(range(capacity, 0, -1))
-        self.capacity = capacity
+        self._attaching = threading.Lock()
+        self._turn = threading.Condition(threading.RLock())
+        """Held for a batch, and for whatever must not happen during one."""
+        self._slots = Slots(capacity)
+        self._facts: dict[AdapterId, _Facts] = {}
+        self._proved: weakref.WeakSet[Adapter] = weakref.WeakSet()
         self.layout: BaseLayout = encoder.layout
+
+    @property
+    def capacity(self) -> int:
+        """Adapters that can be resident at once; falls where a memory limit is set and slots grow."""
+        return self._slots.capacity
 
     @property
     def resident(self) -> tuple[AdapterId, ...]:
         """Adapters that can answer now, least recently used first."""
-        with self._lock:
-            return tuple(self._resident)
+        with self._turn:
+            return self._slots.holders()
+
+    @property
+    def pinned(self) -> frozenset[AdapterId]:
+        with self._turn:
+            return self._slots.pinned
 
     def read(self, directory: Path, adapter: AdapterId) -> Adapter:
         """Read and check a directory. Slow, changes nothing, may run beside `classify`.
@@ -107,37 +152,69 @@ class Engine:
             raise VerificationError(str(adapter), "saved modules", "linear modules and layer norms", refusal)
         return read
 
-    def attach(self, adapter: Adapter) -> None:
+    def attach(self, adapter: Adapter, *, awaited: bool = False) -> None:
         """Make an adapter resident once its golden texts give its golden logits; the least recently used makes room.
 
+        Batches of other adapters run meanwhile: they are kept out only while tensors are copied. An object that has
+        given its golden logits here before is not asked again.
+
+        Args:
+            awaited: it may not make room for others until it was used or `release` was called; while all others are
+                awaited or pinned, this call waits.
+
         Raises:
-            VerificationError: the golden logits differ; the adapter is not resident then, and nobody was evicted.
+            VerificationError: the golden logits differ, or it takes more memory than there is; the adapter is not
+                resident then, and nobody was evicted.
+            BankFull: every slot is pinned.
         """
-        with self._lock:
-            if adapter.id in self._resident:
-                return
-            evicted = None if self._free else self._resident.popitem(last=False)
-            slot = self._free.pop() if evicted is None else evicted[1][0]
-            try:
-                self._write(slot, adapter)
+        with self._attaching:
+            with self._turn:
+                if adapter.id in self._slots:
+                    return
+                self._make_fit(adapter)
+                slot = self._slots.spare()
+                self._bank.write(slot, adapter)
+                if self._lean is not None:
+                    self._lean_fits = self._lean.refresh()
+            if adapter not in self._proved:
                 self._check_golden(adapter, slot)
-            except BaseException:
-                # Whatever broke, the slot goes back to whom it belonged.
-                if evicted is None:
-                    self._free.append(slot)
-                else:
-                    self._write(slot, evicted[1][1])
-                    self._resident[evicted[0]] = evicted[1]
-                    self._resident.move_to_end(evicted[0], last=False)
-                raise
-            self._resident[adapter.id] = (slot, adapter)
+                self._proved.add(adapter)
+            with self._turn:
+                self._turn.wait_for(self._slots.has_room)
+                gone = self._slots.settle(adapter.id, slot, awaited=awaited)
+                if gone is not None:
+                    del self._facts[gone]
+                self._facts[adapter.id] = _Facts.of(adapter)
+
+    def release(self, adapter: AdapterId) -> None:
+        """Nobody waits for an adapter that was attached as awaited; it may make room."""
+        with self._turn:
+            self._slots.release(adapter)
+            self._turn.notify_all()
+
+    def pin(self, adapter: AdapterId) -> None:
+        """Keep a resident adapter resident whatever else is used.
+
+        Raises:
+            UnknownAdapter: it is not resident.
+        """
+        with self._turn:
+            if adapter not in self._slots:
+                raise UnknownAdapter(str(adapter))
+            self._slots.pin(adapter)
+
+    def unpin(self, adapter: AdapterId) -> None:
+        """Let an adapter make room again; nothing happens if it was not pinned."""
+        with self._turn:
+            self._slots.unpin(adapter)
+            self._turn.notify_all()
 
     def detach(self, adapter: AdapterId) -> None:
         """Free an adapter's slot; nothing happens if it is not resident."""
-        with self._lock:
-            found = self._resident.pop(adapter, None)
-            if found is not None:
-                self._free.append(found[0])
+        with self._turn:
+            if self._slots.drop(adapter):
+                del self._facts[adapter]
+                self._turn.notify_all()
 
     def verify(self, directory: Path, adapter: AdapterId) -> Adapter:
         """Run every check on a directory, the golden logits too, and keep nothing.
@@ -156,7 +233,7 @@ class Engine:
 
         A row whose adapter is not resident gets `UnknownAdapter`, one that declines truncation `TextTooLong`.
         """
-        with self._lock:
+        with self._turn:
             started = time.perf_counter()
             outcomes: list[Outcome | None] = [None] * len(rows)
             work = self._prepare(rows, outcomes)
@@ -173,23 +250,44 @@ class Engine:
                 tokenise_s=tokenised - started,
                 forward_s=time.perf_counter() - tokenised,
             )
+            self._turn.notify_all()  # what was awaited has been used now
         done = [outcome for outcome in outcomes if outcome is not None]
         assert len(done) == len(rows)
         return done, stats
 
     def slot(self, adapter: AdapterId) -> int:
         """The bank's slot of a resident adapter; KeyError if it is not resident."""
-        with self._lock:
-            return self._resident[adapter][0]
+        with self._turn:
+            return self._slots.slot(adapter)
 
-    def bank_bytes(self) -> int:
-        """Memory that the slots of all adapters take."""
-        return self._bank.bytes()
+    def bytes_per_adapter(self) -> int:
+        """Memory that a resident adapter takes in the bank."""
+        return self._bank.bytes_per_slot()
 
-    def _write(self, slot: int, adapter: Adapter) -> None:
-        self._bank.write(slot, adapter)
-        if self._lean is not None:
-            self._lean_fits = self._lean.refresh()
+    def check_integrity(self) -> None:
+        """AssertionError if bank, slots and lean pass do not hold together; for tests, after whatever happened."""
+        with self._attaching, self._turn:
+            self._slots.check_integrity()
+            self._bank.check_integrity()
+            assert self._facts.keys() == set(self._slots.holders()), "facts of others than the resident"
+            assert self._bank.slots == self._slots.capacity + _SLOTS_BESIDE, f"{self._bank.slots} slots in the bank"
+            if self._lean is not None:
+                self._lean.check_integrity()
+
+    def _make_fit(self, adapter: Adapter) -> None:
+        """Let adapters go until the bank, widened for another one, keeps within its memory."""
+        if self._bank_bytes is None:
+            return
+        needed = self._bank.bytes_per_slot(adapter)
+        fits = self._bank_bytes // max(needed, 1) - _SLOTS_BESIDE
+        if fits >= self._slots.capacity:
+            return
+        if fits < 1:
+            least_mb, limit_mb = needed * (_SLOTS_BESIDE + 1) / 2**20, self._bank_bytes / 2**20
+            raise VerificationError(str(adapter.id), "memory", f"a bank of {limit_mb:.0f} MiB", f"{least_mb:.0f} MiB")
+        kept = self._slots.shrink(fits)
+        self._facts = {known: self._facts[known] for known in self._slots.holders()}
+        self._bank.move(kept, fits + _SLOTS_BESIDE)
 
     def _prepare(self, rows: Sequence[Row], outcomes: list[Outcome | None]) -> list[_Work]:
         """Look up, tokenise each distinct text once, truncate as each adapter wants."""
@@ -197,12 +295,11 @@ class Engine:
         tokens = dict(zip(texts, self._tokenise(texts), strict=True))
         work: list[_Work] = []
         for at, row in enumerate(rows):
-            found = self._resident.get(row.adapter)
-            if found is None:
+            adapter = self._facts.get(row.adapter)
+            if adapter is None:
                 outcomes[at] = UnknownAdapter(str(row.adapter))
                 continue
-            self._resident.move_to_end(row.adapter)
-            slot, adapter = found
+            slot = self._slots.touch(row.adapter)
             text: Tokens | None = tokens.get(row.text)
             if text is None:
                 outcomes[at] = InvalidText("the text holds half a surrogate pair, which is no character")
@@ -218,7 +315,7 @@ class Engine:
     def _run(self, batch: MicroBatch, work: list[_Work], outcomes: list[Outcome | None]) -> None:
         try:
             slots = [item.slot for item in work]
-            logits = self.forward([item.ids for item in work], slots, lora=any(item.adapter.lora for item in work))
+            logits = self.forward([item.ids for item in work], slots, lora=any(item.adapter.has_lora for item in work))
         except (RuntimeError, ValueError, IndexError) as error:
             for item in work:
                 outcomes[item.at] = InferenceFailed(f"the forward pass failed: {type(error).__name__}")

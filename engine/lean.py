@@ -197,6 +197,13 @@ class LeanEncoder:
         prefix = f"{self._family.body}.{self._family.layers}."
         return not any(name.startswith(prefix) for name in self._bank.heads)
 
+    def check_integrity(self) -> None:
+        """AssertionError if the pass does not read the bank as it is."""
+        read = {name for layer in self._layers for part in layer.projections() for name, _ in part.parts}
+        known = {id(lora) for layer in self._layers for part in layer.projections() for _, _, lora in part.lora}
+        missing = [name for name, lora in self._bank.lora.items() if name in read and id(lora) not in known]
+        assert not missing, f"the lean pass leaves out the LoRA of {missing}"
+
     def __call__(self, ids: Tensor, lengths: list[int]) -> Tensor:
         """
         Args:

@@ -1,14 +1,16 @@
-"""Which slots the rows of the running forward pass read; one object, shared by all modules of a bank."""
+"""Which slots the rows of a forward pass read: one object for all modules of a bank, with a value for each thread.
 
+Threads differ because a new adapter's golden texts run beside the batches of those that are there already.
+"""
+
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from torch import Tensor
 
 
-@dataclass
-class Selection:
+class Selection(threading.local):
     """
     Attributes:
         slots: [B] int64, a slot a row.
@@ -16,9 +18,11 @@ class Selection:
         lora: False where no row's adapter has LoRA, so that every delta can be left out.
     """
 
-    slots: Tensor
-    single: int | None = None
-    lora: bool = False
+    def __init__(self, slots: Tensor) -> None:
+        # Runs again in every thread that touches the object.
+        self.slots = slots
+        self.single: int | None = 0
+        self.lora = False
 
     @contextmanager
     def only(self, slot: int) -> Iterator[None]:

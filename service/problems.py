@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from adapters.errors import (
+    BankFull,
     DeadlineExceeded,
     Forbidden,
     InferenceFailed,
@@ -48,6 +49,7 @@ TABLE: dict[type[TonearmError], Kind] = {
     TextTooLong: Kind(413, "text-too-long", "The text is too long"),
     TooManyTexts: Kind(413, "too-many-texts", "Too many texts in one request"),
     Overloaded: Kind(429, "overloaded", "The queue is full"),
+    BankFull: Kind(503, "bank-full", "No slot for the adapter"),
     InferenceFailed: Kind(500, "inference-failed", "The text could not be classified"),
     NotReady: Kind(503, "not-ready", "The service takes no work now"),
     WorkerLost: Kind(503, "worker-lost", "The inference worker died"),
@@ -55,7 +57,7 @@ TABLE: dict[type[TonearmError], Kind] = {
     TonearmError: Kind(500, "internal", "Internal error"),
 }
 
-_RETRY_AFTER_S: dict[type[TonearmError], float] = {NotReady: 1, WorkerLost: 3}
+_RETRY_AFTER_S: dict[type[TonearmError], float] = {NotReady: 1, WorkerLost: 3, BankFull: 10}
 """For errors that pass by themselves; a worker is replaced in about three seconds."""
 
 

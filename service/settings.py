@@ -57,7 +57,11 @@ class Settings(BaseSettings):
         "base", description="Answers where neither X-Adapter nor an experiment chooses."
     )
     experiments_file: Path | None = Field(None, description="experiments.yaml; re-read when it changes.")
-    max_resident_adapters: int = Field(64, ge=1, le=4096, description="Adapters in memory at once.")
+    max_resident_adapters: int = Field(2048, ge=1, le=65536, description="Adapters in the bank at once, at most.")
+    bank_memory_mb: int = Field(
+        1024, ge=1, description="MiB that the bank may take; where adapters are large, fewer are in it at once."
+    )
+    host_cache_mb: int = Field(512, ge=0, description="MiB of adapters kept beside the bank, checked and ready.")
     max_rank: int = Field(64, ge=1, le=1024, description="Largest LoRA rank taken.")
 
     api_keys: Keys = Field((), description="Keys of callers, comma-separated.")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from adapters.errors import DeadlineExceeded, InferenceFailed, UnknownAdapter, VerificationError
+from adapters.errors import BankFull, DeadlineExceeded, InferenceFailed, UnknownAdapter, VerificationError
 from adapters.reference import AdapterId, parse_reference
 from adapters.store import Registry
 from engine.engine import Engine
@@ -30,6 +30,11 @@ IDLE_TICK_S = 0.25
 
 _LOADING_TICK_S = 0.005
 _HEARTBEAT_EVERY_S = 1.0
+_STATUS_EVERY_S = 0.1
+"""Shortest time between two statuses: with thousands resident, one takes milliseconds to write."""
+
+_MOST_AHEAD = 64
+"""Adapters loaded before anybody asks for them, at most, at a look."""
 
 _NO_TIME = Timings(0, 0, 0)
 
@@ -94,17 +99,21 @@ class Worker:
         self._settings = settings
         self._run_directory = run_directory
         self._first = parse_reference(settings.default_adapter).name
-        self._loader = Loader(Registry(settings.adapters_dir), engine.read)
+        self._loader = Loader(Registry(settings.adapters_dir), engine, settings.host_cache_mb * 2**20)
         self._waiting: deque[_Item] = deque()
         self._parked: dict[AdapterId, list[_Item]] = {}
         self._resident: dict[AdapterId, _Facts] = {}
         self._failed: dict[AdapterId, _Failure] = {}
         self._done: list[_OpenJob] = []
+        self._fresh: set[AdapterId] = set()
+        """Loaded because rows wait for them; they may make room once those rows have run."""
+        self._newest: frozenset[AdapterId] = frozenset()
         self._starting: set[AdapterId] | None = None
         """Adapters that must be tried before the worker is ready; None until the first look at the registry."""
         self._ready = False
         self._started_s = time.monotonic()
         self._status_due_s = 0.0
+        self._status_written_s = 0.0
 
     def start(self) -> None:
         self._loader.start()
@@ -113,9 +122,10 @@ class Worker:
     def turn(self, receive: Receive, send: Send) -> None:
         """One batch, or one idle tick."""
         self._follow_registry()
-        self._attach_loaded()
+        self._take_loaded()
         self._gather(receive)
         self._run_batch()
+        self._release_fresh()
         self._send_replies(send)
         self._write_status_if_due()
 
@@ -126,7 +136,7 @@ class Worker:
         if look is None:
             return
         self._drop_changed(look)
-        wanted = self._load_into_free_slots(look.newest)
+        wanted = self._load_ahead(look.newest)
         if self._starting is None:
             self._starting = set(wanted)
             self._become_ready_if_started()
@@ -145,15 +155,19 @@ class Worker:
                 del self._failed[adapter]
                 self._status_due_s = 0
 
-    def _load_into_free_slots(self, newest: Sequence[AdapterId]) -> list[AdapterId]:
-        """Ask for the newest versions that are not here while there is room; beyond it they come when asked for."""
+    def _load_ahead(self, newest: Sequence[AdapterId]) -> list[AdapterId]:
+        """Ask for what was published since the last look while there is room; all else comes when asked for.
+
+        At the first look everything is new: of very many, a few are loaded before anybody asks.
+        """
         free = self._engine.capacity - len(self._resident) - len(self._loader.loading)
-        known = self._resident.keys() | self._failed.keys() | self._loader.loading
+        known = self._newest | self._resident.keys() | self._failed.keys() | self._loader.loading
         missing = [adapter for adapter in newest if adapter not in known]
+        self._newest = frozenset(newest)
         missing.sort(key=lambda adapter: adapter.name != self._first)
-        wanted = missing[: max(free, 0)]
+        wanted = missing[: max(0, min(free, _MOST_AHEAD))]
         for adapter in wanted:
-            self._loader.request(adapter)
+            self._loader.request(adapter, ahead=True)
         return wanted
 
     def _become_ready_if_started(self) -> None:
@@ -162,64 +176,54 @@ class Worker:
             self._status_due_s = 0
             log.info("worker_ready", resident=len(self._resident), failed=len(self._failed))
 
-    def _attach_loaded(self) -> None:
+    def _take_loaded(self) -> None:
         while (loaded := self._loader.take_loaded()) is not None:
-            self._attach(loaded)
+            self._note_loaded(loaded)
             if self._starting is not None:
                 self._starting.discard(loaded.id)
             self._status_due_s = 0
-            # Now, before the next one is attached: it could evict this one unused.
-            self._answer_parked(loaded.id)
+            self._unpark(loaded)
         self._become_ready_if_started()
 
-    def _attach(self, loaded: Loaded) -> None:
-        started_s = time.monotonic()
-        refused = self._refusal(loaded)
-        attach_s = time.monotonic() - started_s
-        if not loaded.stamp:
-            return  # removed before it was read: unknown, not failed
-        if refused is not None:
-            self._failed[loaded.id] = _Failure(loaded.stamp, refused)
-            metrics.loads.labels("refused").inc()
-            log.warning("adapter_refused", adapter=str(loaded.id), reason=refused.reason)
+    def _note_loaded(self, loaded: Loaded) -> None:
+        if isinstance(loaded.result, VerificationError):
+            if loaded.stamp:  # else it was removed before it was read: unknown, not failed
+                self._failed[loaded.id] = _Failure(loaded.stamp, loaded.result)
+                metrics.loads.labels("refused").inc()
+                log.warning("adapter_refused", adapter=str(loaded.id), reason=loaded.result.reason)
             return
+        if not isinstance(loaded.result, ResidentAdapter):
+            log.warning("adapter_not_loaded", adapter=str(loaded.id), reason=str(loaded.result))
+            return
+        self._resident[loaded.id] = _Facts(loaded.stamp, loaded.result)
         self._forget_evicted()
         metrics.loads.labels("loaded").inc()
         metrics.load_seconds.labels("read").observe(loaded.read_s)
-        metrics.load_seconds.labels("attach").observe(attach_s)
-        read_ms, attach_ms = round(loaded.read_s * 1e3, 1), round(attach_s * 1e3, 1)
+        metrics.load_seconds.labels("attach").observe(loaded.attach_s)
+        read_ms, attach_ms = round(loaded.read_s * 1e3, 1), round(loaded.attach_s * 1e3, 1)
         log.info("adapter_loaded", adapter=str(loaded.id), read_ms=read_ms, attach_ms=attach_ms)
 
-    def _refusal(self, loaded: Loaded) -> VerificationError | None:
-        """Attach what was read; the reason if it must not be served."""
-        if isinstance(loaded.result, VerificationError):
-            return loaded.result
-        try:
-            self._engine.attach(loaded.result)
-        except VerificationError as error:
-            return error
-        except Exception as error:
-            log.exception("attach_broke", adapter=str(loaded.id))
-            return VerificationError(str(loaded.id), "attach", "room in the bank", f"{type(error).__name__}: {error}")
-        shown = ResidentAdapter(loaded.result.labels, loaded.result.verified)
-        self._resident[loaded.id] = _Facts(loaded.stamp, shown)
-        return None
-
     def _forget_evicted(self) -> None:
-        resident = set(self._engine.resident)
-        for adapter in [adapter for adapter in self._resident if adapter not in resident]:
+        for adapter in self._resident.keys() - set(self._engine.resident):
             del self._resident[adapter]
             log.info("adapter_evicted", adapter=str(adapter))
 
-    def _answer_parked(self, adapter: AdapterId) -> None:
-        items = self._parked.pop(adapter, [])
-        if adapter in self._resident:
-            for first in range(0, len(items), self._settings.max_batch_texts):
-                self._classify(self._still_wanted(items[first : first + self._settings.max_batch_texts]))
+    def _unpark(self, loaded: Loaded) -> None:
+        """Rows that waited for it run next, or get its error."""
+        items = self._parked.pop(loaded.id, [])
+        if isinstance(loaded.result, ResidentAdapter):
+            self._fresh.add(loaded.id)
+            self._waiting.extendleft(reversed(items))
             return
-        failure = self._failed.get(adapter)
+        error = loaded.result if loaded.stamp or isinstance(loaded.result, BankFull) else UnknownAdapter(str(loaded.id))
         for item in items:
-            self._settle(item, failure.error if failure else UnknownAdapter(str(adapter)))
+            self._settle(item, error)
+
+    def _release_fresh(self) -> None:
+        if self._fresh:
+            for adapter in self._fresh - {item.adapter for item in self._waiting}:
+                self._engine.release(adapter)
+                self._fresh.discard(adapter)
 
     # The queue
 
@@ -258,9 +262,12 @@ class Worker:
             elif item.adapter in self._failed:
                 self._settle(item, self._failed[item.adapter].error)
             else:
-                self._parked.setdefault(item.adapter, []).append(item)
-                self._loader.request(item.adapter)
+                self._park(item)
         self._classify(self._still_wanted(batch))
+
+    def _park(self, item: _Item) -> None:
+        self._parked.setdefault(item.adapter, []).append(item)
+        self._loader.request(item.adapter)
 
     def _still_wanted(self, items: Iterable[_Item]) -> list[_Item]:
         """Without the rows of jobs whose deadline has passed."""
@@ -285,7 +292,12 @@ class Worker:
             opened.timings = Timings(started_s - opened.sent_s, stats.tokenise_s, stats.forward_s)
             metrics.stage_seconds.labels("queue").observe(opened.timings.queue_s)
         for item, outcome in zip(items, outcomes, strict=True):
-            self._settle(item, outcome)
+            if isinstance(outcome, UnknownAdapter):
+                # The loader has given its slot to another since we looked.
+                self._resident.pop(item.adapter, None)
+                self._park(item)
+            else:
+                self._settle(item, outcome)
         metrics.batch_rows.observe(len(items))
         metrics.micro_batches.inc(stats.micro_batches)
         metrics.batch_tokens.inc(stats.tokens)
@@ -325,11 +337,12 @@ class Worker:
             send(response_queue_id, replies)
 
     def _write_status_if_due(self) -> None:
-        if time.monotonic() >= self._status_due_s:
+        if time.monotonic() >= max(self._status_due_s, self._status_written_s + _STATUS_EVERY_S):
             self._write_status()
 
     def _write_status(self) -> None:
         now_s = time.monotonic()
+        self._status_written_s = now_s
         self._status_due_s = now_s + _HEARTBEAT_EVERY_S
         self._run_directory.write_status(
             self._worker_id,

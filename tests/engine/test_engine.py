@@ -150,8 +150,9 @@ def test_whatever_breaks_in_attach_gives_the_slot_back(
     before = logits(engine, [Row(TEXTS[0], good)])[0]
     read = engine.read(registry.directory(broken), broken)
     misshapen = {key: LoraPair(pair.a[:5], pair.b) for key, pair in read.lora.items()}
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="does not fit a slot"):
         engine.attach(replace(read, lora=misshapen))
+    engine.check_integrity()
     assert engine.resident == (good,)
     torch.testing.assert_close(logits(engine, [Row(TEXTS[0], good)])[0], before, atol=1e-6, rtol=0)
     engine.attach(read)

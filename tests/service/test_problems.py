@@ -19,11 +19,12 @@ EXAMPLES: list[TonearmError] = [
     errors.Overloaded(10, 10, 3),
     errors.NotReady("starting"),
     errors.WorkerLost("gone"),
+    errors.BankFull(64),
     errors.InvalidText("half a character"),
     errors.InferenceFailed("broke"),
     errors.DeadlineExceeded(30.0),
 ]
-STATUSES = [400, 404, 409, 413, 413, 401, 403, 429, 503, 503, 422, 500, 504]
+STATUSES = [400, 404, 409, 413, 413, 401, 403, 429, 503, 503, 503, 422, 500, 504]
 
 
 def leaves(error: type[TonearmError]) -> set[type[TonearmError]]:

@@ -6,7 +6,6 @@
 Looking is cheap: a name's versions are read again only when its directory's time stamp moved.
 """
 
-import difflib
 import fcntl
 import json
 import os
@@ -17,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from rapidfuzz import fuzz, process
 
 from adapters.errors import InvalidReference, PublishError, UnknownAdapter, VerificationError
 from adapters.manifest import (
@@ -57,7 +58,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """All names with at least one version, sorted."""
-        return [name for name in self._name_directories() if self.versions(name)]
+        return [name for name, stamp in self._name_stamps() if self._look(name, stamp).versions]
 
     def versions(self, name: str) -> tuple[int, ...]:
         """Committed versions of `name`, ascending; empty if there are none."""
@@ -68,14 +69,14 @@ class Registry:
 
     def ids(self) -> Iterator[AdapterId]:
         """Every committed version of every name."""
-        for name in self._name_directories():
-            for version in self.versions(name):
+        for name, stamp in self._name_stamps():
+            for version in self._look(name, stamp).versions:
                 yield AdapterId(name, version)
 
     def newest(self) -> Iterator[AdapterId]:
         """The newest version of every name: what plain names mean."""
-        for name in self._name_directories():
-            versions = self.versions(name)
+        for name, stamp in self._name_stamps():
+            versions = self._look(name, stamp).versions
             if versions:
                 yield AdapterId(name, versions[-1])
 
@@ -214,16 +215,24 @@ class Registry:
 
     # Inside
 
-    def _name_directories(self) -> list[str]:
+    def _name_stamps(self) -> list[tuple[str, int]]:
+        """Every directory that could be a name's, with the time it last changed; sorted."""
+        found = []
         try:
             with os.scandir(self.root) as entries:
-                return sorted(entry.name for entry in entries if NAME.fullmatch(entry.name) and entry.is_dir())
+                for entry in entries:
+                    if NAME.fullmatch(entry.name) and entry.is_dir():
+                        with suppress(FileNotFoundError):
+                            found.append((entry.name, entry.stat().st_mtime_ns))
         except FileNotFoundError:
             return []
+        found.sort()
+        return found
 
-    def _look(self, name: str) -> _Versions:
+    def _look(self, name: str, stamp: int | None = None) -> _Versions:
+        """What `name` holds; `stamp` is its directory's, where the caller has just seen it."""
         try:
-            stamp = os.stat(self.root / name).st_mtime_ns
+            stamp = os.stat(self.root / name).st_mtime_ns if stamp is None else stamp
         except OSError:
             self._seen.pop(name, None)
             return _Versions(0, (), {})
@@ -269,7 +278,9 @@ class Registry:
             yield
 
     def _nearest(self, name: str) -> list[str]:
-        return difflib.get_close_matches(name, self._name_directories(), n=3, cutoff=0.6)
+        # Not difflib's: with ten thousand names that takes a second, on whoever's event loop it is.
+        names = [known for known, _ in self._name_stamps()]
+        return [found for found, _, _ in process.extract(name, names, scorer=fuzz.ratio, limit=3, score_cutoff=60)]
 
 
 def _committed(directory: Path) -> bool:

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from adapters.errors import TonearmError
+from adapters.store import Registry
 from service import classify, listings, probes
 from service.problems import http_problem_response, problem_response
 from service.record import RecordRequests, request_id_of
@@ -24,6 +25,7 @@ def furnish(app: FastAPI, service: Service) -> None:
     """Give the app our routes, our errors and our layers."""
     app.title, app.description, app.version = "Tonearm", _DESCRIPTION, "0.1.0"
     app.state.service = service
+    app.state.catalogue = listings.Catalogue(Registry(service.settings.adapters_dir))
     for router in (classify.router, listings.router, probes.router):
         app.include_router(router)
     app.add_exception_handler(TonearmError, _on_our_error)

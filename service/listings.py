@@ -1,16 +1,20 @@
 """`GET /adapters` and `GET /experiments`: what there is, and how it stands."""
 
+import os
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
 
 from adapters.errors import VerificationError
-from adapters.manifest import MANIFEST, Manifest, read_manifest
+from adapters.manifest import MANIFEST, read_manifest
 from adapters.reference import AdapterId
 from adapters.store import Registry
 from service.run_directory import ResidentAdapter
 from service.schemas import (
-    AdapterEntry,
     AdapterList,
-    AdapterVersion,
     ArmEntry,
     ExperimentEntry,
     ExperimentList,
@@ -21,55 +25,95 @@ from service.service import Service
 router = APIRouter(tags=["listings"])
 
 
+class _Said(NamedTuple):
+    """What a manifest says of its version, as it is shown; `reason` where it cannot be read."""
+
+    labels: list[str] | None = None
+    description: str | None = None
+    metrics: dict[str, Any] | None = None
+    reason: str | None = None
+
+
+class Catalogue:
+    """What the registry's manifests say, each read once as long as its file keeps its stamp. For any thread.
+
+    With a registry of its own: the event loop's remembers what it saw, and is no other thread's to use.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._read: dict[AdapterId, tuple[tuple[int, ...], _Said]] = {}
+        self._lock = threading.Lock()
+
+    def entries(self, resident: Mapping[str, ResidentAdapter], failed: Mapping[str, str]) -> list[dict[str, Any]]:
+        """`AdapterEntry` of every name, with its versions from the newest, as plain values: there may be thousands.
+
+        Args:
+            resident, failed: by `name@version`, as the workers say.
+        """
+        with self._lock:
+            by_name: dict[str, list[dict[str, Any]]] = {}
+            read = {}
+            for adapter in self._registry.ids():
+                read[adapter] = self._manifest(adapter)
+                version = _version(adapter, read[adapter][1], resident, failed)
+                by_name.setdefault(adapter.name, []).insert(0, version)
+            self._read = read  # without those that are gone
+            return [
+                {"name": name, "aliases": self._registry.aliases(name), "versions": versions}
+                for name, versions in by_name.items()
+            ]
+
+    def _manifest(self, adapter: AdapterId) -> tuple[tuple[int, ...], _Said]:
+        path = f"{self._registry.root}/{adapter.name}/{adapter.version}/{MANIFEST}"
+        try:
+            stat = os.stat(path)
+        except OSError:
+            return (), _Said()
+        stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        read = self._read.get(adapter)
+        if read is not None and read[0] == stamp:
+            return read
+        try:
+            manifest = read_manifest(self._registry.directory(adapter))
+        except VerificationError as error:
+            return stamp, _Said(reason=error.reason)
+        metrics = {name: metric.model_dump() for name, metric in manifest.metrics.items()}
+        return stamp, _Said(list(manifest.labels), manifest.description, metrics)
+
+
 # Not async: it reads files, so FastAPI runs it in a thread.
-@router.get("/adapters", responses=problem_answers(401), summary="All adapters, their versions and states")
-def adapters(request: Request) -> AdapterList:
+@router.get(
+    "/adapters",
+    response_model=AdapterList,
+    responses=problem_answers(401),
+    summary="All adapters, their versions and states",
+)
+def adapters(request: Request) -> Response:
     service: Service = request.app.state.service
-    registry = Registry(service.settings.adapters_dir)  # not the event loop's: it remembers what it saw
-    resident, failed = service.watch.resident(), service.watch.failed()
-    entries = [
-        AdapterEntry(
-            name=name,
-            aliases=registry.aliases(name),
-            versions=[
-                _version(AdapterId(name, version), registry, resident, failed)
-                for version in reversed(registry.versions(name))
-            ],
-        )
-        for name in registry.names()
-    ]
-    return AdapterList(
-        base_model=service.settings.base_model, default_adapter=service.settings.default_adapter, adapters=entries
+    catalogue: Catalogue = request.app.state.catalogue
+    return JSONResponse(
+        {
+            "base_model": service.settings.base_model,
+            "default_adapter": service.settings.default_adapter,
+            "adapters": catalogue.entries(service.watch.resident(), service.watch.failed()),
+        }
     )
 
 
 def _version(
-    adapter: AdapterId, registry: Registry, resident: dict[str, ResidentAdapter], failed: dict[str, str]
-) -> AdapterVersion:
-    facts, reason = resident.get(str(adapter)), failed.get(str(adapter))
-    try:
-        manifest = _manifest(adapter, registry)
-    except VerificationError as error:
-        manifest, reason = None, reason or error.reason
-    labels = facts.labels if facts is not None else manifest.labels if manifest is not None else None
-    return AdapterVersion(
-        version=adapter.version,
-        state="resident" if facts is not None else "failed" if reason is not None else "registered",
-        reason=reason if facts is None else None,
-        verified=facts is not None and facts.verified,
-        labels=None if labels is None else list(labels),
-        description=None if manifest is None else manifest.description,
-        metrics={} if manifest is None else {name: metric.model_dump() for name, metric in manifest.metrics.items()},
-    )
-
-
-def _manifest(adapter: AdapterId, registry: Registry) -> Manifest | None:
-    """
-    Raises:
-        VerificationError: there is one, and it cannot be read.
-    """
-    directory = registry.directory(adapter)
-    return read_manifest(directory) if (directory / MANIFEST).is_file() else None
+    adapter: AdapterId, said: _Said, resident: Mapping[str, ResidentAdapter], failed: Mapping[str, str]
+) -> dict[str, Any]:
+    facts, reason = resident.get(str(adapter)), failed.get(str(adapter), said.reason)
+    return {
+        "version": adapter.version,
+        "state": "resident" if facts is not None else "failed" if reason is not None else "registered",
+        "reason": reason if facts is None else None,
+        "verified": facts is not None and facts.verified,
+        "labels": said.labels if facts is None else list(facts.labels),
+        "description": said.description,
+        "metrics": said.metrics or {},
+    }
 
 
 @router.get("/experiments", responses=problem_answers(401), summary="Experiments in force")

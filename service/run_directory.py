@@ -17,12 +17,11 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class ResidentAdapter:
-    """What the worker knows of an adapter it holds."""
+class ResidentAdapter(NamedTuple):
+    """What the worker knows of an adapter it holds. A tuple, because thousands of them go into every status."""
 
     labels: tuple[str, ...]
     verified: bool
@@ -46,10 +45,13 @@ class WorkerStatus:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "WorkerStatus":
         resident = {
-            adapter: ResidentAdapter(tuple(facts["labels"]), facts["verified"])
-            for adapter, facts in content.pop("resident").items()
+            adapter: ResidentAdapter(tuple(labels), verified)
+            for adapter, (labels, verified) in content.pop("resident").items()
         }
         return cls(resident=resident, loading=tuple(content.pop("loading")), **content)
+
+    def to_json(self) -> str:
+        return json.dumps({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
 
 
 class RunDirectory:
@@ -107,7 +109,7 @@ class RunDirectory:
     def write_status(self, worker_id: int, status: WorkerStatus) -> None:
         path = self._worker_file(worker_id, "json")
         beside = path.with_suffix(".json.new")
-        beside.write_text(json.dumps(dataclasses.asdict(status)))
+        beside.write_text(status.to_json())
         beside.replace(path)
 
     def read_status(self, worker_id: int) -> WorkerStatus | None:

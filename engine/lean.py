@@ -3,7 +3,9 @@
 On a CPU a small batch spends more time in dispatch than in arithmetic, so the general forward pass loses there. This
 one fuses the query, key and value products, builds no mask where nothing is padded, and in the last layer computes
 only the first token's output, which is all that these models' heads read (an eighth to a seventh of the arithmetic of
-six layers). It reads the same weights and the same bank as the general pass, which stays beside it as its reference.
+six layers). Where oneDNN is, it multiplies by weights in oneDNN's own blocked layout, with the activation in the same
+call: for sixteen tokens that takes a third off a product. It reads the same bank as the general pass, which stays
+beside it as its reference.
 """
 
 from collections.abc import Callable
@@ -57,12 +59,17 @@ _DISTILBERT = _Names(
 
 @dataclass(frozen=True)
 class _Family:
-    """One architecture: its body, its layers and what its head does with the first token."""
+    """One architecture: its body, its layers and what its head does with the first token.
+
+    Attributes:
+        plain_positions: position n is the n-th token's, padding or not.
+    """
 
     body: str
     layers: str
     names: _Names
     head: Callable[[nn.Module, Tensor], Tensor]
+    plain_positions: bool = False
 
 
 def _bert_head(model: nn.Module, first: Tensor) -> Tensor:  # [B, D] -> [B, C]
@@ -79,11 +86,32 @@ def _distilbert_head(model: nn.Module, first: Tensor) -> Tensor:
 
 
 _FAMILIES = {
-    "BertForSequenceClassification": _Family("bert", "encoder.layer", _BERT, _bert_head),
+    "BertForSequenceClassification": _Family("bert", "encoder.layer", _BERT, _bert_head, True),
     "RobertaForSequenceClassification": _Family("roberta", "encoder.layer", _BERT, _roberta_head),
     "XLMRobertaForSequenceClassification": _Family("roberta", "encoder.layer", _BERT, _roberta_head),
-    "DistilBertForSequenceClassification": _Family("distilbert", "transformer.layer", _DISTILBERT, _distilbert_head),
+    "DistilBertForSequenceClassification": _Family(
+        "distilbert", "transformer.layer", _DISTILBERT, _distilbert_head, True
+    ),
 }
+
+
+@dataclass(frozen=True)
+class _Activation:
+    """An activation, and how oneDNN calls it where it is known there: (name, algorithm)."""
+
+    function: Callable[[Tensor], Tensor]
+    fused: tuple[str, str] | None
+
+    @classmethod
+    def named(cls, name: str) -> "_Activation":
+        known = {"gelu": ("gelu", "none"), "gelu_new": ("gelu", "tanh"), "relu": ("relu", "")}
+        return cls(ACT2FN[name], known.get(name))
+
+
+def _can_pack(weight: Tensor) -> bool:
+    """oneDNN's packed products are there; they are what torch's own compiler calls on a CPU."""
+    known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+    return bool(known) and weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)
 
 
 class _Projection:
@@ -98,6 +126,7 @@ class _Projection:
         """
         self.weight, self.bias, self.parts = weight, bias, parts
         self.lora: list[tuple[int, int, LoraLinear]] = []
+        self._packed: Tensor | None = None
 
     @classmethod
     def of(cls, model: nn.Module, names: list[str]) -> "_Projection":
@@ -124,16 +153,35 @@ class _Projection:
                 self.lora.append((start, start + width, bank.lora[name]))
             start += width
 
+    def pack(self) -> None:
+        """Keep a copy of the weight in oneDNN's blocked layout, and multiply by that one."""
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+
+    def activated(self, x: Tensor, selection: Selection, activation: _Activation) -> Tensor:
+        """The product and then the activation, in one call where no LoRA comes between."""
+        if self._packed is None or activation.fused is None or (selection.lora and self.lora):
+            return activation.function(self(x, selection))
+        fused, algorithm = activation.fused
+        return torch.ops.mkldnn._linear_pointwise(  # type: ignore[no-any-return]
+            x, self._packed, self.bias, fused, [], algorithm
+        )
+
     def __call__(self, x: Tensor, selection: Selection) -> Tensor:  # [B, T, D_in] -> [B, T, D_out]
-        y = functional.linear(x, self.weight, self.bias)
+        if self._packed is None:
+            y = functional.linear(x, self.weight, self.bias)
+        else:
+            y = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         if not selection.lora:
             return y
-        for start, end, lora in self.lora:
-            part = y if len(self.parts) == 1 else y[..., start:end]
-            if selection.single is not None:
-                part += (x @ lora.a[selection.single]) @ lora.b[selection.single]
-            else:
+        if selection.single is None:
+            for start, end, lora in self.lora:
+                part = y if len(self.parts) == 1 else y[..., start:end]
                 part.baddbmm_(torch.bmm(x, lora.a[selection.slots]), lora.b[selection.slots])
+            return y
+        rows, sums = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        for start, end, lora in self.lora:
+            part = sums if len(self.parts) == 1 else sums[:, start:end]
+            part.addmm_(torch.mm(rows, lora.a[selection.single]), lora.b[selection.single])
         return y
 
 
@@ -152,6 +200,26 @@ class _Layer:
     def projections(self) -> list[_Projection]:
         return [self.qkv, self.query, self.key_value, self.out, self.up, self.down]
 
+    def used(self, *, last: bool) -> list[_Projection]:
+        """The projections that are computed, in the last layer and in others."""
+        attention = [self.query, self.key_value] if last else [self.qkv]
+        return [*attention, self.out, self.up, self.down]
+
+
+class _Embeddings:
+    """Embeddings whose position and segment parts never change: their sum is looked up, not computed."""
+
+    def __init__(self, module: Any) -> None:
+        self._words = module.word_embeddings.weight  # [V, D]
+        self._places = module.position_embeddings.weight  # [N, D]
+        if hasattr(module, "token_type_embeddings"):
+            self._places = self._places + module.token_type_embeddings.weight[0]
+        self._norm = module.LayerNorm
+
+    def __call__(self, ids: Tensor) -> Tensor:  # [B, T] -> [B, T, D]
+        x = functional.embedding(ids, self._words).add_(self._places[: ids.shape[1]])
+        return self._norm(x)  # type: ignore[no-any-return]
+
 
 class LeanEncoder:
     """The lean pass of one model. Build it with `lean_encoder`."""
@@ -160,13 +228,21 @@ class LeanEncoder:
         self._model = model
         self._family = family
         self._bank = bank
-        self._embeddings = model.get_submodule(f"{family.body}.embeddings")
+        self._embeddings: Callable[[Tensor], Tensor] = model.get_submodule(f"{family.body}.embeddings")
+        if family.plain_positions:
+            self._embeddings = _Embeddings(model.get_submodule(f"{family.body}.embeddings"))
         config: Any = model.config
         self._heads = int(config.num_attention_heads)
-        self._activation = ACT2FN[config.activation if config.model_type == "distilbert" else config.hidden_act]
+        self._activation = _Activation.named(
+            config.activation if config.model_type == "distilbert" else config.hidden_act
+        )
         prefix = f"{family.body}.{family.layers}"
         count = len(list(model.get_submodule(prefix).children()))
         self._layers = [self._layer(f"{prefix}.{index}") for index in range(count)]
+        if _can_pack(self._layers[0].out.weight):
+            for number, layer in enumerate(self._layers, 1):
+                for projection in layer.used(last=number == count):
+                    projection.pack()
 
     def _layer(self, prefix: str) -> _Layer:
         names = self._family.names
@@ -222,7 +298,7 @@ class LeanEncoder:
         for layer in self._layers[:-1]:
             query, key, value = layer.qkv(x, selection).chunk(3, dim=-1)
             x = self._finish(layer, x, query, key, value, mask, selection)
-        last, first = self._layers[-1], x[:, :1]
+        last, first = self._layers[-1], x[:, :1].contiguous()
         key, value = last.key_value(x, selection).chunk(2, dim=-1)
         x = self._finish(last, first, last.query(first, selection), key, value, mask, selection)
         return self._family.head(self._model, x[:, 0])
@@ -242,7 +318,7 @@ class LeanEncoder:
         )
         context = context.transpose(1, 2).reshape(x.shape)
         x = layer.out_norm(layer.out(context, selection).add_(x))
-        hidden = layer.down(self._activation(layer.up(x, selection)), selection)
+        hidden = layer.down(layer.up.activated(x, selection, self._activation), selection)
         return layer.down_norm(hidden.add_(x))  # type: ignore[no-any-return]
 
     def _split(self, x: Tensor) -> Tensor:  # [B, T, D] -> [B, heads, T, D / heads]

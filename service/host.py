@@ -146,6 +146,7 @@ def _build_worker(worker_id: int, device: str, settings: Settings, run_directory
         bank_bytes=settings.bank_memory_mb * 2**20,
         max_rank=settings.max_rank,
         device=device,
+        dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.dtype),
     )
     return Worker(worker_id, device, engine, settings, run_directory)
 

@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1024, le=65535, description="TCP port to listen on.")
     base_model: str = Field(DEFAULT_BASE_MODEL, min_length=1, description="Local directory or hub id[@revision].")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes every CUDA GPU, or else the CPU.")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="Of the encoder; auto: fp32 on a CPU, bf16 on a GPU. Heads are always fp32."
+    )
     cpu_threads: int = Field(
         0, ge=0, le=1024, description="Threads of a forward pass on the CPU; 0: one less than there are cores."
     )

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 # Threads that spin while they wait make two busy processes on two cores a hundred times slower; before torch loads.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import pytest
 

@@ -1,4 +1,7 @@
-"""`python -m benchmarks [bank|padding]`: every measurement, or one. Tables on the terminal, JSON in runs/benchmarks."""
+"""`python -m benchmarks [bank|residency|padding]`: every measurement, or one.
+
+Tables go to the terminal, JSON to runs/benchmarks.
+"""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,14 +22,27 @@ def everything(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         padding()
         bank()
+        residency()
 
 
 @app.command()
-def bank(rounds: Rounds = 15) -> None:
+def bank(rounds: Rounds = 8) -> None:
     """The LoRA bank against the plain base, PEFT and, where it is installed, ONNX Runtime."""
     from benchmarks import bank as measurement
 
     measurement.run(rounds)
+
+
+@app.command()
+def residency(
+    registered: Annotated[int, typer.Option(help="Adapters in the registry.", min=10)] = 10_000,
+    capacity: Annotated[int, typer.Option(help="Adapters in the bank at once.", min=1)] = 2048,
+    rounds: Annotated[int, typer.Option(help="Turns of every side.", min=1)] = 5,
+) -> None:
+    """Thousands of registered adapters through one worker: throughput, latency, loads, memory."""
+    from benchmarks import residency as measurement
+
+    measurement.run(registered, capacity, rounds)
 
 
 @app.command()

@@ -26,11 +26,19 @@ def everything(context: typer.Context) -> None:
 
 
 @app.command()
-def bank(rounds: Rounds = 8) -> None:
+def bank(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="small, distinct, popularity, speed, all-linear; none: all of them.")
+    ] = None,
+    rounds: Rounds = 8,
+) -> None:
     """The LoRA bank against the plain base, PEFT and, where it is installed, ONNX Runtime."""
     from benchmarks import bank as measurement
 
-    measurement.run(rounds)
+    unknown = set(tables or ()) - set(measurement.TABLES)
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of {', '.join(measurement.TABLES)}")
+    measurement.run(rounds, tables or measurement.TABLES)
 
 
 @app.command()

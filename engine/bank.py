@@ -17,6 +17,11 @@ from engine.deberta import split_positions_by_slot
 from engine.selection import Selection
 
 
+_GATHERED_WEIGHTS = 1 << 14
+"""Largest weight of a head that is gathered row by row on a CPU. A larger one (a pooler) is cheaper to multiply by
+slot after slot than to copy for every row, there; a GPU would wait for the host in such a loop."""
+
+
 class SlotTensor:
     """A tensor for each slot. Memory is touched only where a slot was written, so empty slots cost next to nothing."""
 
@@ -80,7 +85,7 @@ class SlotTensor:
         if row.shape != value.shape:
             row.zero_()
             row = row[tuple(slice(length) for length in value.shape)]
-        row.copy_(value)
+        row.copy_(value, non_blocking=True)
 
 
 class LoraLinear(nn.Module):
@@ -161,6 +166,12 @@ class HeadLinear(nn.Module):
         x = x.float()
         if single is not None:
             return nn.functional.linear(x, weight[single], None if bias is None else bias[single])
+        if weight.device.type == "cpu" and weight[0].numel() > _GATHERED_WEIGHTS:
+            y = x.new_empty(*x.shape[:-1], weight.shape[1])
+            for slot in set(slots.tolist()):
+                at = slots == slot
+                y[at] = nn.functional.linear(x[at], weight[slot], None if bias is None else bias[slot])
+            return y
         rows = x.unsqueeze(1) if x.ndim == 2 else x
         y = torch.bmm(rows, weight[slots].transpose(1, 2))  # [B, T or 1, D_out]
         if bias is not None:
@@ -234,11 +245,14 @@ class LoraBank:
         self.selection = Selection(torch.zeros(1, dtype=torch.int64, device=device))
         self.lora: dict[str, LoraLinear] = {}
         self.heads: dict[str, Head] = {}
+        self.generation = 0
+        """Counts how often tensors came, went or moved; writing a slot in place leaves it as it is."""
         self._written: set[int] = set()
 
     def write(self, slot: int, adapter: Adapter) -> None:
         """Fill `slot` with an adapter, in every module of the bank."""
         saved = _by_module(adapter.saved)
+        before = [tensor.all for tensor in self._tensors()]
         for name in saved.keys() - self.heads.keys():
             self._install_head(name)
         for name in adapter.lora.keys() - self.lora.keys():
@@ -249,12 +263,16 @@ class LoraBank:
             own = saved.get(name, {})
             head.write(slot, own.get("weight"), own.get("bias"))
         self._written.add(slot)
+        after = [tensor.all for tensor in self._tensors()]
+        if len(before) != len(after) or any(old is not new for old, new in zip(before, after, strict=True)):
+            self.generation += 1
 
     def move(self, kept: list[int], slots: int) -> None:
         """Keep only some slots, numbered anew from 1 in this order, among `slots` in all."""
         for tensor in self._tensors():
             tensor.move(kept, slots)
         self.slots = slots
+        self.generation += 1
         self._written = set(range(1, len(kept) + 1))
 
     def select(self, slots: list[int], *, lora: bool) -> None:
@@ -267,6 +285,11 @@ class LoraBank:
         selection.slots = torch.tensor(slots, dtype=torch.int64, device=selection.slots.device)
         selection.single = slots[0] if len(set(slots)) == 1 else None
         selection.lora = lora
+
+    def select_tensor(self, slots: Tensor, *, lora: bool) -> None:
+        """As `select`, for slots [B] int64 that lie on the device and may change after a pass was captured."""
+        selection = self.selection
+        selection.slots, selection.single, selection.lora = slots, None, lora
 
     def bytes_per_slot(self, coming: Adapter | None = None) -> int:
         """Memory of one slot, or what it will be once another adapter is in."""

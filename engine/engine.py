@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from adapters.base_model import BaseModelFiles
 from adapters.errors import InferenceFailed, InvalidText, TextTooLong, UnknownAdapter, VerificationError
 from adapters.reference import AdapterId
-from adapters.verify import GOLDEN_TOLERANCE, Adapter, BaseLayout, read_adapter
+from adapters.verify import GOLDEN_TOLERANCE, Adapter, BaseLayout, LoraPair, read_adapter
 from engine.bank import LoraBank, saved_modules_refusal
+from engine.buckets import BucketedPass
 from engine.encoder import load_encoder
 from engine.lean import lean_encoder
 from engine.plan import MicroBatch, plan
@@ -89,6 +90,7 @@ class Engine:
         dtype: torch.dtype | None = None,
         token_budget: int = 8192,
         lean: bool = True,
+        buckets: bool | None = None,
     ) -> None:
         """
         Args:
@@ -99,6 +101,7 @@ class Engine:
             dtype: of the encoder; fp32 on a CPU and bf16 elsewhere by default. Heads are always fp32.
             token_budget: most padded tokens in one forward pass.
             lean: use the lean pass where the architecture has one; False is for comparing.
+            buckets: run the lean pass in a few static shapes. By default on CUDA alone, which replays each as a graph.
 
         Raises:
             BaseModelError: the base cannot be loaded.
@@ -106,12 +109,19 @@ class Engine:
         self._dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
         encoder = load_encoder(base, device=device, dtype=self._dtype)
         self._model = encoder.model
-        self._device = device
+        self._device = torch.device(device)
+        on_cuda = self._device.type == "cuda"
+        self._load_stream: torch.cuda.Stream | None = None
+        if on_cuda:
+            self._load_stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._tokenise = Tokeniser(encoder.tokenizer)
         self._bank = LoraBank(encoder.model, capacity + _SLOTS_BESIDE, encoder.layout.output)
         self._bank_bytes = bank_bytes
         self._lean = lean_encoder(encoder.model, self._bank) if lean else None
         self._lean_fits = self._lean is not None
+        self._buckets: BucketedPass | None = None
+        if self._lean is not None and (on_cuda if buckets is None else buckets):
+            self._buckets = BucketedPass(self._lean, self._bank, device=self._device, pad_id=self._tokenise.pad_id)
         self._max_rank = max_rank
         self._token_budget = token_budget
         self._attaching = threading.Lock()
@@ -150,7 +160,7 @@ class Engine:
         refusal = saved_modules_refusal(self._model, read.saved)
         if refusal is not None:
             raise VerificationError(str(adapter), "saved modules", "linear modules and layer norms", refusal)
-        return read
+        return read if self._load_stream is None else _pinned(read)
 
     def attach(self, adapter: Adapter, *, awaited: bool = False) -> None:
         """Make an adapter resident once its golden texts give its golden logits; the least recently used makes room.
@@ -167,13 +177,16 @@ class Engine:
                 resident then, and nobody was evicted.
             BankFull: every slot is pinned.
         """
-        with self._attaching:
+        with self._attaching, torch.cuda.stream(self._load_stream):
             with self._turn:
                 if adapter.id in self._slots:
                     return
                 self._make_fit(adapter)
                 slot = self._slots.spare()
                 self._bank.write(slot, adapter)
+                if self._load_stream is not None:
+                    # Batches run on another stream, and slots may have been moved for this one.
+                    self._load_stream.synchronize()
                 if self._lean is not None:
                     self._lean_fits = self._lean.refresh()
             if adapter not in self._proved:
@@ -239,7 +252,8 @@ class Engine:
             work = self._prepare(rows, outcomes)
             tokenised = time.perf_counter()
             lengths = [len(item.ids) for item in work]
-            batches = plan(lengths, token_budget=self._token_budget, pass_cost_tokens=PASS_COST_TOKENS)
+            wanted = lengths if self._buckets is None else [self._buckets.length(length) for length in lengths]
+            batches = plan(wanted, token_budget=self._token_budget, pass_cost_tokens=PASS_COST_TOKENS)
             for batch in batches:
                 self._run(batch, [work[at] for at in batch.rows], outcomes)
             stats = BatchStats(
@@ -335,24 +349,36 @@ class Engine:
         Returns:
             logits [B, C], C as wide as the widest label set in the bank, fp32 on the CPU.
         """
-        length = max(map(len, ids))
+        logits = None
+        if self._buckets is not None and self._lean_fits:
+            logits = self._buckets(ids, slots, lora=lora)
+        return self._any_shape(ids, slots, lora=lora) if logits is None else logits.float().cpu()
+
+    def _any_shape(self, ids: list[list[int]], slots: list[int], *, lora: bool) -> Tensor:
+        """As `forward`, in the batch's own shape, beside whatever another thread runs."""
+        length, shortest = max(map(len, ids)), min(map(len, ids))
         self._bank.select(slots, lora=lora)
         padded = torch.tensor([row + [self._tokenise.pad_id] * (length - len(row)) for row in ids], device=self._device)
         logits: Tensor
         if self._lean is not None and self._lean_fits:
-            logits = self._lean(padded, [len(row) for row in ids])
+            real = None
+            if shortest < length:
+                lengths = torch.tensor([len(row) for row in ids], device=self._device)
+                real = torch.arange(length, device=self._device) < lengths.unsqueeze(1)
+            logits = self._lean(padded, real)
         else:
             mask = [[1] * len(row) + [0] * (length - len(row)) for row in ids]
             logits = self._model(input_ids=padded, attention_mask=torch.tensor(mask, device=self._device)).logits
         return logits.float().cpu()
 
+    @torch.inference_mode()
     def _check_golden(self, adapter: Adapter, slot: int) -> None:
         if not adapter.golden:
             return
         tolerance = GOLDEN_TOLERANCE if self._dtype == torch.float32 else _HALF_TOLERANCE
         tokens = self._tokenise([example.text for example in adapter.golden])
         ids = [text.truncated(adapter.max_tokens, adapter.truncation_side) for text in tokens]
-        logits = self.forward(ids, [slot] * len(ids), lora=bool(adapter.lora))
+        logits = self._any_shape(ids, [slot] * len(ids), lora=bool(adapter.lora))
         for row, example in zip(logits, adapter.golden, strict=True):
             found = row[: len(adapter.labels)]
             off = float((found - torch.tensor(example.logits)).abs().max())
@@ -367,6 +393,12 @@ class Engine:
 
 PASS_COST_TOKENS = 48
 """What a forward pass costs on a CPU besides its tokens (dispatch, gathers), in tokens' worth of time."""
+
+
+def _pinned(adapter: Adapter) -> Adapter:
+    """In page-locked memory, from which CUDA copies without waiting."""
+    lora = {name: LoraPair(pair.a.pin_memory(), pair.b.pin_memory()) for name, pair in adapter.lora.items()}
+    return replace(adapter, lora=lora, saved={name: value.pin_memory() for name, value in adapter.saved.items()})
 
 
 def _is_text(text: str) -> bool:

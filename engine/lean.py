@@ -166,12 +166,23 @@ class _Projection:
             x, self._packed, self.bias, fused, [], algorithm
         )
 
+    def plus(self, x: Tensor, residual: Tensor, selection: Selection) -> Tensor:
+        """The product and a residual [B, T, D_out]."""
+        if self._packed is None:
+            return self(x, selection).add_(residual)
+        y = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._packed, self.bias, "add")
+        return self._with_lora(x, y, selection)
+
     def __call__(self, x: Tensor, selection: Selection) -> Tensor:  # [B, T, D_in] -> [B, T, D_out]
         if self._packed is None:
             y = functional.linear(x, self.weight, self.bias)
         else:
             y = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        if not selection.lora:
+        return self._with_lora(x, y, selection)
+
+    def _with_lora(self, x: Tensor, y: Tensor, selection: Selection) -> Tensor:
+        """Adds each row's delta to `y`, in place."""
+        if not selection.lora or not self.lora:
             return y
         if selection.single is None:
             for start, end, lora in self.lora:
@@ -280,49 +291,47 @@ class LeanEncoder:
         missing = [name for name, lora in self._bank.lora.items() if name in read and id(lora) not in known]
         assert not missing, f"the lean pass leaves out the LoRA of {missing}"
 
-    def __call__(self, ids: Tensor, lengths: list[int]) -> Tensor:
+    def __call__(self, ids: Tensor, real: Tensor | None) -> Tensor:
         """
         Args:
             ids: [B, T] token ids, padded on the right.
-            lengths: real tokens of each row.
+            real: [B, T] bool, False where a token is padding; None where none is.
 
         Returns:
             logits [B, C], C as wide as the bank's heads.
         """
         selection = self._bank.selection
-        mask = None
-        if min(lengths) < ids.shape[1]:
-            real = torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device).unsqueeze(1)
-            mask = real[:, None, None, :]  # [B, 1, 1, T]
+        mask = None if real is None else real[:, None, None, :]  # [B, 1, 1, T]
         x = self._embeddings(ids)  # [B, T, D]
         for layer in self._layers[:-1]:
-            query, key, value = layer.qkv(x, selection).chunk(3, dim=-1)
+            query, key, value = self._split(layer.qkv(x, selection), 3)
             x = self._finish(layer, x, query, key, value, mask, selection)
         last, first = self._layers[-1], x[:, :1].contiguous()
-        key, value = last.key_value(x, selection).chunk(2, dim=-1)
-        x = self._finish(last, first, last.query(first, selection), key, value, mask, selection)
+        (query,), (key, value) = (
+            self._split(last.query(first, selection), 1),
+            self._split(last.key_value(x, selection), 2),
+        )
+        x = self._finish(last, first, query, key, value, mask, selection)
         return self._family.head(self._model, x[:, 0])
 
     def _finish(
         self,
         layer: _Layer,
         x: Tensor,  # [B, T or 1, D]
-        query: Tensor,  # [B, T or 1, D]
-        key: Tensor,  # [B, T, D]
-        value: Tensor,  # [B, T, D]
+        query: Tensor,  # [B, heads, T or 1, D / heads]
+        key: Tensor,  # [B, heads, T, D / heads]
+        value: Tensor,  # [B, heads, T, D / heads]
         mask: Tensor | None,
         selection: Selection,
     ) -> Tensor:
-        context = functional.scaled_dot_product_attention(
-            self._split(query), self._split(key), self._split(value), attn_mask=mask
-        )
+        context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         context = context.transpose(1, 2).reshape(x.shape)
-        x = layer.out_norm(layer.out(context, selection).add_(x))
-        hidden = layer.down(layer.up.activated(x, selection, self._activation), selection)
-        return layer.down_norm(hidden.add_(x))  # type: ignore[no-any-return]
+        x = layer.out_norm(layer.out.plus(context, x, selection))
+        hidden = layer.up.activated(x, selection, self._activation)
+        return layer.down_norm(layer.down.plus(hidden, x, selection))  # type: ignore[no-any-return]
 
-    def _split(self, x: Tensor) -> Tensor:  # [B, T, D] -> [B, heads, T, D / heads]
-        return x.view(x.shape[0], x.shape[1], self._heads, -1).transpose(1, 2)
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:  # [B, T, parts * D] -> [B, heads, T, D / heads] each
+        return x.view(x.shape[0], x.shape[1], parts, self._heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
 
 def lean_encoder(model: nn.Module, bank: LoraBank) -> LeanEncoder | None:

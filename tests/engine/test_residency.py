@@ -56,9 +56,9 @@ def read_all(engine: Engine, made: list[tuple[Path, torch.Tensor]]) -> list[Adap
 adapters = st.integers(0, len(SHAPES) - 1)
 
 
-@pytest.mark.parametrize("bank_kib", [None, 120])
+@pytest.mark.parametrize(("bank_kib", "buckets"), [(None, False), (None, True), (120, False)])
 def test_every_history_leaves_the_bank_whole(
-    tiny: BaseModelFiles, made: list[tuple[Path, torch.Tensor]], bank_kib: int | None
+    tiny: BaseModelFiles, made: list[tuple[Path, torch.Tensor]], bank_kib: int | None, buckets: bool
 ) -> None:
     capacities = set()
 
@@ -66,7 +66,7 @@ def test_every_history_leaves_the_bank_whole(
         def __init__(self) -> None:
             super().__init__()
             bank_bytes = None if bank_kib is None else bank_kib * 1024
-            self.engine = Engine(tiny, capacity=3, bank_bytes=bank_bytes)
+            self.engine = Engine(tiny, capacity=3, bank_bytes=bank_bytes, buckets=buckets)
             self.read = read_all(self.engine, made)
             self.recent: list[AdapterId] = []
             """Model of the books: resident, least recently used first."""

@@ -16,7 +16,6 @@ from adapters.verify import Adapter, LoraPair
 from engine.deberta import split_positions_by_slot
 from engine.selection import Selection
 
-
 _GATHERED_WEIGHTS = 1 << 14
 """Largest weight of a head that is gathered row by row on a CPU. A larger one (a pooler) is cheaper to multiply by
 slot after slot than to copy for every row, there; a GPU would wait for the host in such a loop."""

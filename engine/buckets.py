@@ -90,7 +90,9 @@ class BucketedPass:
         shape = Shape(rows, tokens, lora)
         static = self._shapes.get(shape) or _Static(shape, self._device)
         # A row that only fills up is one padding token long and reads the base's slot.
-        table = [[*row, *[self._pad_id] * (tokens - len(row)), len(row), slot] for row, slot in zip(ids, slots, strict=True)]
+        table = [
+            [*row, *[self._pad_id] * (tokens - len(row)), len(row), slot] for row, slot in zip(ids, slots, strict=True)
+        ]
         table += [[self._pad_id] * tokens + [1, 0]] * (rows - len(ids))
         static.staged.copy_(torch.tensor(table))
         static.table.copy_(static.staged, non_blocking=True)

@@ -307,10 +307,8 @@ class LeanEncoder:
             query, key, value = self._split(layer.qkv(x, selection), 3)
             x = self._finish(layer, x, query, key, value, mask, selection)
         last, first = self._layers[-1], x[:, :1].contiguous()
-        (query,), (key, value) = (
-            self._split(last.query(first, selection), 1),
-            self._split(last.key_value(x, selection), 2),
-        )
+        (query,) = self._split(last.query(first, selection), 1)
+        key, value = self._split(last.key_value(x, selection), 2)
         x = self._finish(last, first, query, key, value, mask, selection)
         return self._family.head(self._model, x[:, 0])
 

@@ -161,6 +161,17 @@ class TooManyTexts(RequestError):
         return f"the request asks for {self.rows} texts times adapters, at most {self.limit} are taken; split it"
 
 
+class TooManyTokens(RequestError):
+    """A request that the empty queue could not hold."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        super().__init__(tokens, limit)
+        self.tokens, self.limit = tokens, limit
+
+    def __str__(self) -> str:
+        return f"the request holds about {self.tokens} tokens, at most {self.limit} are taken; split it"
+
+
 class Unauthorized(RequestError):
     """No key, or one that is not known."""
 
@@ -170,20 +181,32 @@ class Forbidden(RequestError):
 
 
 class Overloaded(RequestError):
-    """The queue is full.
+    """The queue is full, or one adapter's share of it.
 
     Args:
-        queued: rows waiting now.
-        limit: rows that may wait.
+        queued, limit: rows waiting now, rows that may wait.
+        tokens, max_tokens: the same in tokens, as far as they can be known before they are read.
         retry_after_s: seconds after which a try is likely to be taken.
+        adapter: whose share it is; None for the whole queue.
     """
 
-    def __init__(self, queued: int, limit: int, retry_after_s: int) -> None:
-        super().__init__(queued, limit, retry_after_s)
-        self.queued, self.limit, self.retry_after_s = queued, limit, retry_after_s
+    def __init__(
+        self, queued: int, limit: int, tokens: int, max_tokens: int, retry_after_s: int, adapter: str | None = None
+    ) -> None:
+        super().__init__(queued, limit, tokens, max_tokens, retry_after_s, adapter)
+        self.queued, self.limit, self.tokens, self.max_tokens = queued, limit, tokens, max_tokens
+        self.retry_after_s, self.adapter = retry_after_s, adapter
 
     def __str__(self) -> str:
-        return f"{self.queued} texts are waiting, at most {self.limit} may; try again in {self.retry_after_s} s"
+        remedy = f"try again in {self.retry_after_s} s"
+        if self.adapter is not None:
+            return (
+                f"{self.queued} texts are waiting for adapter {self.adapter}, its share is {self.limit} now; {remedy}"
+            )
+        return (
+            f"{self.queued} texts of about {self.tokens} tokens are waiting, at most {self.limit} "
+            f"of {self.max_tokens} may; {remedy}"
+        )
 
 
 class NotReady(RequestError):
@@ -196,6 +219,10 @@ class WorkerLost(RequestError):
 
 class InferenceFailed(RequestError):
     """The forward pass failed for this row."""
+
+
+class CallerGone(RequestError):
+    """The client closed its connection before the answer was there."""
 
 
 class DeadlineExceeded(RequestError):

@@ -3,10 +3,12 @@
 tokenise -> plan -> encoder + LoRA bank -> per-adapter head -> labels
 """
 
+import itertools
+import math
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -22,7 +24,7 @@ from engine.bank import LoraBank, saved_modules_refusal
 from engine.buckets import BucketedPass
 from engine.encoder import load_encoder
 from engine.lean import lean_encoder
-from engine.plan import MicroBatch, plan
+from engine.plan import plan
 from engine.rows import Answer, BatchStats, Outcome, Row
 from engine.slots import Slots
 from engine.tokenise import Tokeniser, Tokens
@@ -33,13 +35,16 @@ MAX_LABELS = 1024
 _SLOTS_BESIDE = 2
 """Slots of the bank beside the capacity: the base's, and the spare one in which newcomers are proved."""
 
+MAX_WINDOWS = 64
+"""Most windows of one text; a longer one is refused, for one request could keep all others waiting."""
+
 _HALF_TOLERANCE = 0.05
 """Golden tolerance where the encoder runs in bf16 or fp16: those keep 8 to 11 bits, training computed in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """A row that will run: its place in the request, its adapter, slot and token ids."""
+    """A row that will run, or one window of it: its place in the request, its adapter, slot and token ids."""
 
     at: int
     adapter: "_Facts"
@@ -254,8 +259,12 @@ class Engine:
             lengths = [len(item.ids) for item in work]
             wanted = lengths if self._buckets is None else [self._buckets.length(length) for length in lengths]
             batches = plan(wanted, token_budget=self._token_budget, pass_cost_tokens=PASS_COST_TOKENS)
+            logits: list[list[float] | InferenceFailed] = [_NOT_RUN] * len(work)
             for batch in batches:
-                self._run(batch, [work[at] for at in batch.rows], outcomes)
+                for at, found in zip(batch.rows, self._run([work[at] for at in batch.rows]), strict=True):
+                    logits[at] = found
+            for item, windows in _by_row(work, logits):
+                outcomes[item.at] = _answer(item, windows)
             stats = BatchStats(
                 rows=len(work),
                 micro_batches=len(batches),
@@ -318,24 +327,31 @@ class Engine:
             if text is None:
                 outcomes[at] = InvalidText("the text holds half a surrogate pair, which is no character")
                 continue
-            truncated = len(text.ids) > adapter.max_tokens
-            if truncated and not row.truncate:
+            too_long = len(text.ids) > adapter.max_tokens
+            if too_long and row.long_text == "windows":
+                windows = text.windows(adapter.max_tokens)
+                if len(windows) > MAX_WINDOWS:
+                    longest = len(text.ids) * MAX_WINDOWS // len(windows)
+                    outcomes[at] = TextTooLong(len(text.ids), longest, f"{row.adapter} in {MAX_WINDOWS} windows")
+                else:
+                    work += [_Work(at, adapter, slot, ids, False) for ids in windows]
+                continue
+            if too_long and row.long_text == "refuse":
                 outcomes[at] = TextTooLong(len(text.ids), adapter.max_tokens, str(row.adapter))
                 continue
             ids = text.truncated(adapter.max_tokens, adapter.truncation_side)
-            work.append(_Work(at, adapter, slot, ids, truncated))
+            work.append(_Work(at, adapter, slot, ids, too_long))
         return work
 
-    def _run(self, batch: MicroBatch, work: list[_Work], outcomes: list[Outcome | None]) -> None:
+    def _run(self, work: list[_Work]) -> Sequence[list[float] | InferenceFailed]:
+        """A micro-batch's logits, C of the bank's widest label set each."""
         try:
             slots = [item.slot for item in work]
-            logits = self.forward([item.ids for item in work], slots, lora=any(item.adapter.has_lora for item in work))
+            lora = any(item.adapter.has_lora for item in work)
+            logits: list[list[float]] = self.forward([item.ids for item in work], slots, lora=lora).tolist()
         except (RuntimeError, ValueError, IndexError) as error:
-            for item in work:
-                outcomes[item.at] = InferenceFailed(f"the forward pass failed: {type(error).__name__}")
-            return
-        for item, outcome in zip(work, _answers(logits, work), strict=True):
-            outcomes[item.at] = outcome
+            return [InferenceFailed(f"the forward pass failed: {type(error).__name__}")] * len(work)
+        return logits
 
     @torch.inference_mode()
     def forward(self, ids: list[list[int]], slots: list[int], *, lora: bool = True) -> Tensor:
@@ -410,17 +426,41 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _answers(logits: Tensor, work: list[_Work]) -> list[Outcome]:
-    """Each row's own classes, as scores by its own temperature."""
-    outcomes: list[Outcome] = []
-    for row, item in zip(logits, work, strict=True):
-        own = row[: len(item.adapter.labels)]
-        if not torch.isfinite(own).all():
-            outcomes.append(InferenceFailed(f"adapter {item.adapter.id} gave logits that are not finite"))
-            continue
-        scaled = own / item.adapter.temperature
-        scores = scaled.sigmoid() if item.adapter.multi_label else scaled.softmax(0)
-        outcomes.append(
-            Answer(item.adapter.labels, tuple(own.tolist()), tuple(scores.tolist()), len(item.ids), item.truncated)
-        )
-    return outcomes
+_NOT_RUN = InferenceFailed("the text was in no micro-batch")
+
+
+def _by_row(
+    work: list[_Work], logits: list[list[float] | InferenceFailed]
+) -> Iterator[tuple[_Work, list[tuple[int, list[float] | InferenceFailed]]]]:
+    """Rows, each by its first window, with the token count and the logits of every window."""
+    for _, group in itertools.groupby(zip(work, logits, strict=True), lambda pair: pair[0].at):
+        windows = list(group)
+        yield windows[0][0], [(len(item.ids), found) for item, found in windows]
+
+
+def _answer(item: _Work, windows: list[tuple[int, list[float] | InferenceFailed]]) -> Outcome:
+    """An adapter's own classes, pooled over windows, as scores by its own temperature. In plain Python: a row has a
+    few classes, and a tensor operation costs more than they do."""
+    adapter, tokens = item.adapter, sum(count for count, _ in windows)
+    own = [0.0] * len(adapter.labels)
+    for count, found in windows:
+        if isinstance(found, InferenceFailed):
+            return found
+        for at in range(len(own)):
+            own[at] += found[at] * (count / tokens)
+    if not all(map(math.isfinite, own)):
+        return InferenceFailed(f"adapter {adapter.id} gave logits that are not finite")
+    scaled = [value / adapter.temperature for value in own]
+    if adapter.multi_label:
+        scores = [_sigmoid(value) for value in scaled]
+    else:
+        largest = max(scaled)
+        powers = [math.exp(value - largest) for value in scaled]
+        total = sum(powers)
+        scores = [power / total for power in powers]
+    return Answer(adapter.labels, tuple(own), tuple(scores), tokens, item.truncated, len(windows))
+
+
+def _sigmoid(value: float) -> float:
+    # Whichever form does not overflow.
+    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))

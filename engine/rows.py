@@ -3,22 +3,22 @@
 Named tuples where there is one a row: they pickle several times faster than dataclasses do.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from adapters.errors import TonearmError
 from adapters.reference import AdapterId
 
+LongText = Literal["truncate", "refuse", "windows"]
+"""What to do with a text beyond its adapter's length: cut it, answer `TextTooLong`, or read it in overlapping windows
+and pool their logits."""
+
 
 class Row(NamedTuple):
-    """One text for one adapter.
-
-    Attributes:
-        truncate: cut a text that is too long; otherwise it gets `TextTooLong`.
-    """
+    """One text for one adapter."""
 
     text: str
     adapter: AdapterId
-    truncate: bool = True
+    long_text: LongText = "truncate"
 
 
 class Answer(NamedTuple):
@@ -29,6 +29,7 @@ class Answer(NamedTuple):
             for each label where the adapter is multi-label.
         tokens: tokens read, special tokens included.
         truncated: some of the text was cut off.
+        windows: passes that the text took; the logits are their mean, weighted by tokens.
     """
 
     labels: tuple[str, ...]
@@ -36,6 +37,12 @@ class Answer(NamedTuple):
     scores: tuple[float, ...]
     tokens: int
     truncated: bool
+    windows: int = 1
+
+    @property
+    def label(self) -> str:
+        """The one with the highest score."""
+        return self.labels[max(range(len(self.scores)), key=self.scores.__getitem__)]
 
 
 Outcome = Answer | TonearmError

@@ -29,6 +29,15 @@ class Tokens:
             return self.ids[: end - over] + self.ids[end:]
         return self.ids[: self.prefix] + self.ids[self.prefix + over :]
 
+    def windows(self, max_tokens: int) -> list[list[int]]:
+        """The text in windows of `max_tokens`, each with the special tokens; a quarter of each overlaps the next."""
+        text = self.ids[self.prefix : len(self.ids) - self.suffix]
+        room = max_tokens - self.prefix - self.suffix
+        stride = max(1, room - room // 4)
+        before, behind = self.ids[: self.prefix], self.ids[len(self.ids) - self.suffix :]
+        starts = range(0, max(1, len(text) - room + stride), stride)
+        return [before + text[start : start + room] + behind for start in starts]
+
 
 class Tokeniser:
     """Tokenises whole texts; truncation is the adapter's and comes after."""

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from adapters.errors import TonearmError
 from adapters.store import Registry
-from service import classify, listings, probes
+from service import administration, classify, listings, open_inference, predict, probes
 from service.problems import http_problem_response, problem_response
 from service.record import RecordRequests, request_id_of
 from service.schemas import TAGS
@@ -26,32 +26,37 @@ def furnish(app: FastAPI, service: Service) -> None:
     app.title, app.description, app.version = "Tonearm", _DESCRIPTION, "0.1.0"
     app.state.service = service
     app.state.catalogue = listings.Catalogue(Registry(service.settings.adapters_dir))
-    for router in (classify.router, listings.router, probes.router):
+    for router in (
+        classify.router,
+        open_inference.router,
+        predict.router,
+        listings.router,
+        administration.router,
+        probes.router,
+    ):
         app.include_router(router)
     app.add_exception_handler(TonearmError, _on_our_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_bad_body)
     # The last one added is the outermost.
     app.add_middleware(LimitBody, max_bytes=service.settings.max_body_bytes)
-    # Administrators may do what callers may; with keys for administrators alone, callers are not asked for one.
-    keys = (*service.settings.api_keys, *service.settings.admin_keys) if service.settings.api_keys else ()
-    app.add_middleware(RequireKey, keys=keys)
+    app.add_middleware(RequireKey, keys=service.settings.api_keys, admin_keys=service.settings.admin_keys)
     app.add_middleware(RecordRequests, draining=lambda: service.watch.draining)
 
 
 async def _on_our_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TonearmError)
-    return problem_response(error, request_id_of(request))
+    return problem_response(error, request_id_of(request), request.url.path)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return http_problem_response(error, request_id_of(request))
+    return http_problem_response(error, request_id_of(request), request.url.path)
 
 
 async def _on_bad_body(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return http_problem_response(HTTPException(422, _explain(error)), request_id_of(request))
+    return http_problem_response(HTTPException(422, _explain(error)), request_id_of(request), request.url.path)
 
 
 def _explain(error: RequestValidationError) -> str:

@@ -28,7 +28,7 @@ from adapters.errors import TonearmError
 from service.cores import usable_cores
 from service.logs import adopt_library, configure_logs
 from service.mailbox import REPLIES_UID, Mailbox, ReplySlot
-from service.messages import Envelope, Job, Reply
+from service.messages import Envelope, Job, Reply, Withdrawal
 from service.run_directory import RunDirectory
 from service.settings import Settings
 
@@ -169,7 +169,7 @@ class TonearmServer(LitServer):  # type: ignore[misc]
         self.run_directory = run_directory
         self.listening = False
         self.api_processes: list[Any] = []
-        self.mailbox = Mailbox(settings.max_queued_texts)
+        self.mailbox = Mailbox(settings.max_queued_texts, settings.max_queued_tokens)
         self.monitor_internal = _MONITOR_EVERY_S
         self.uvicorn_graceful_timeout = settings.drain_timeout_s
         self._take_out_routes()
@@ -207,7 +207,7 @@ class TonearmServer(LitServer):  # type: ignore[misc]
     def _connect_mailbox(self, response_queue_id: int) -> None:
         request_queue = self._get_request_queue(API_PATH)
 
-        def put(jobs: tuple[Job, ...]) -> None:
+        def put(jobs: tuple[Job | Withdrawal, ...]) -> None:
             request_queue.put((response_queue_id, REPLIES_UID, time.monotonic(), jobs))
 
         self.mailbox.connect(put)

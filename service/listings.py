@@ -2,7 +2,8 @@
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
@@ -45,18 +46,30 @@ class Catalogue:
         self._read: dict[AdapterId, tuple[tuple[int, ...], _Said]] = {}
         self._lock = threading.Lock()
 
-    def entries(self, resident: Mapping[str, ResidentAdapter], failed: Mapping[str, str]) -> list[dict[str, Any]]:
+    def resolve(self, reference: str) -> tuple[AdapterId, tuple[int, ...], Path]:
+        """What a reference means, its name's versions, and the directory.
+
+        Raises:
+            InvalidReference, UnknownAdapter: as of `Registry.resolve`.
+        """
+        with self._lock:
+            adapter = self._registry.resolve(reference)
+            return adapter, self._registry.versions(adapter.name), self._registry.directory(adapter)
+
+    def entries(
+        self, resident: Mapping[str, ResidentAdapter], failed: Mapping[str, str], pinned: Set[str]
+    ) -> list[dict[str, Any]]:
         """`AdapterEntry` of every name, with its versions from the newest, as plain values: there may be thousands.
 
         Args:
-            resident, failed: by `name@version`, as the workers say.
+            resident, failed, pinned: by `name@version`, as the workers say.
         """
         with self._lock:
             by_name: dict[str, list[dict[str, Any]]] = {}
             read = {}
             for adapter in self._registry.ids():
                 read[adapter] = self._manifest(adapter)
-                version = _version(adapter, read[adapter][1], resident, failed)
+                version = _version(adapter, read[adapter][1], resident, failed, pinned)
                 by_name.setdefault(adapter.name, []).insert(0, version)
             self._read = read  # without those that are gone
             return [
@@ -96,18 +109,23 @@ def adapters(request: Request) -> Response:
         {
             "base_model": service.settings.base_model,
             "default_adapter": service.settings.default_adapter,
-            "adapters": catalogue.entries(service.watch.resident(), service.watch.failed()),
+            "adapters": catalogue.entries(service.watch.resident(), service.watch.failed(), service.watch.pinned()),
         }
     )
 
 
 def _version(
-    adapter: AdapterId, said: _Said, resident: Mapping[str, ResidentAdapter], failed: Mapping[str, str]
+    adapter: AdapterId,
+    said: _Said,
+    resident: Mapping[str, ResidentAdapter],
+    failed: Mapping[str, str],
+    pinned: Set[str],
 ) -> dict[str, Any]:
     facts, reason = resident.get(str(adapter)), failed.get(str(adapter), said.reason)
     return {
         "version": adapter.version,
         "state": "resident" if facts is not None else "failed" if reason is not None else "registered",
+        "pinned": str(adapter) in pinned,
         "reason": reason if facts is None else None,
         "verified": facts is not None and facts.verified,
         "labels": said.labels if facts is None else list(facts.labels),

@@ -97,19 +97,23 @@ class Loader(threading.Thread):
         self._wake = threading.Condition()
         self._asked: OrderedDict[AdapterId, None] = OrderedDict()
         self._ahead: OrderedDict[AdapterId, None] = OrderedDict()
+        self._anew: set[AdapterId] = set()
         self._loaded: deque[Loaded] = deque()
         self._look: Look | None = None
         self._in_mind: frozenset[AdapterId] = frozenset()
         self.loading: set[AdapterId] = set()
         """Asked for and not yet taken; only the worker's main thread touches it."""
 
-    def request(self, adapter: AdapterId, *, ahead: bool = False) -> None:
+    def request(self, adapter: AdapterId, *, ahead: bool = False, anew: bool = False) -> None:
         """Ask for an adapter.
 
         Args:
             ahead: nobody waits for it yet, so it comes after those that somebody waits for.
+            anew: read and check its files again, whatever the host cache holds.
         """
         with self._wake:
+            if anew:
+                self._anew.add(adapter)
             if adapter in self.loading and (ahead or adapter not in self._ahead):
                 return
             self.loading.add(adapter)
@@ -166,7 +170,8 @@ class Loader(threading.Thread):
         stamp = self._registry.stamp(adapter)
         started_s = time.monotonic()
         try:
-            read = self._cache.get(adapter, stamp)
+            read = None if adapter in self._anew else self._cache.get(adapter, stamp)
+            self._anew.discard(adapter)
             if read is None:
                 read = self._engine.read(self._registry.directory(adapter), adapter)
                 self._cache.put(stamp, read)

@@ -9,15 +9,16 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import structlog
 from litserve.utils import LitAPIStatus
 
-from adapters.errors import DeadlineExceeded, Overloaded, TonearmError, WorkerLost
+from adapters.errors import CallerGone, DeadlineExceeded, TonearmError, WorkerLost
 from engine.rows import Row
-from service.messages import Job, Reply
+from service.admission import Admission
+from service.messages import Job, Reply, Withdrawal
 
 REPLIES_UID = "replies"
 """The one entry in LitServe's response buffer; LitServe itself would make one a request."""
@@ -35,45 +36,63 @@ class Mailbox:
     Belongs to one event loop; nothing here is called from another thread.
     """
 
-    def __init__(self, max_queued_rows: int) -> None:
-        self._max_queued_rows = max_queued_rows
+    def __init__(self, max_queued_rows: int, max_queued_tokens: int) -> None:
+        self._admission = Admission(max_queued_rows, max_queued_tokens)
         self._ids = itertools.count()
-        self._outbox: list[Job] = []
+        self._outbox: list[Job | Withdrawal] = []
         self._pending: dict[int, asyncio.Future[Reply]] = {}
         self._answered: deque[tuple[float, int]] = deque()
-        self._put: Callable[[tuple[Job, ...]], None] | None = None
-        self.queued_rows = 0
+        self._put: Callable[[tuple[Job | Withdrawal, ...]], None] | None = None
 
-    def connect(self, put: Callable[[tuple[Job, ...]], None]) -> None:
+    @property
+    def queued_rows(self) -> int:
+        """Rows not answered yet."""
+        return self._admission.rows
+
+    @property
+    def queued_tokens(self) -> int:
+        """What they are estimated to cost."""
+        return self._admission.tokens
+
+    def connect(self, put: Callable[[tuple[Job | Withdrawal, ...]], None]) -> None:
         """Say how a message of jobs is sent; before that nothing can be asked."""
         self._put = put
 
-    async def ask(self, rows: Sequence[Row], *, timeout_s: float) -> Reply:
+    async def ask(
+        self, rows: Sequence[Row], *, timeout_s: float, hung_up: Callable[[], Awaitable[None]] | None = None
+    ) -> Reply:
         """Queue rows as one job and wait for its reply.
 
+        Args:
+            hung_up: returns when the client has closed its connection.
+
         Raises:
-            Overloaded: too many rows wait already.
+            TooManyTokens: more text than may ever wait.
+            Overloaded: too much waits already.
             DeadlineExceeded: no reply within `timeout_s`.
+            CallerGone: the client hung up; what had not been computed yet will not be.
             WorkerLost: the worker that held the job died.
         """
-        if self.queued_rows + len(rows) > self._max_queued_rows:
-            raise Overloaded(self.queued_rows, self._max_queued_rows, self._retry_after_s())
+        place = self._admission.enter(rows, self._retry_after_s())
         loop = asyncio.get_running_loop()
         job = Job(next(self._ids), time.monotonic() + timeout_s, tuple(rows))
         future: asyncio.Future[Reply] = loop.create_future()
         self._pending[job.id] = future
-        self.queued_rows += len(rows)
-        if not self._outbox:
-            loop.call_soon(self._flush)
-        self._outbox.append(job)
+        self._send(job)
+        listening = None if hung_up is None else asyncio.ensure_future(_fail_when(hung_up, future))
         try:
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:
             raise DeadlineExceeded(timeout_s) from None
+        except CallerGone:
+            self._withdraw(job)
+            raise
         finally:
+            if listening is not None:
+                listening.cancel()
             del self._pending[job.id]
-            self.queued_rows -= len(rows)
+            self._admission.leave(place)
 
     def deliver(self, replies: Sequence[Reply]) -> None:
         """Hand out what one message brought. Never raises: LitServe's receiver ends for good if it does."""
@@ -92,8 +111,22 @@ class Mailbox:
             future.set_exception(error())
         return len(waiting)
 
+    def _send(self, what: Job | Withdrawal) -> None:
+        if not self._outbox:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outbox.append(what)
+
+    def _withdraw(self, job: Job) -> None:
+        """With several workers it may reach another than the job did, which then computes in vain."""
+        if job in self._outbox:
+            self._outbox.remove(job)
+        else:
+            self._send(Withdrawal(job.id))
+
     def _flush(self) -> None:
         jobs, self._outbox = tuple(self._outbox), []
+        if not jobs:
+            return
         try:
             if self._put is None:
                 raise ConnectionError("not connected yet")
@@ -102,7 +135,7 @@ class Mailbox:
             # The process that holds LitServe's queues is gone; main is about to notice.
             log.error("queue_lost", error=repr(error))
             for job in jobs:
-                future = self._pending.get(job.id)
+                future = self._pending.get(job.id) if isinstance(job, Job) else None
                 if future is not None and not future.done():
                     future.set_exception(WorkerLost("the queue to the inference worker is gone; try again"))
 
@@ -119,6 +152,12 @@ class Mailbox:
         oldest_s = time.monotonic() - _RATE_WINDOW_S
         while self._answered and self._answered[0][0] < oldest_s:
             self._answered.popleft()
+
+
+async def _fail_when(hung_up: Callable[[], Awaitable[None]], future: asyncio.Future[Reply]) -> None:
+    await hung_up()
+    if not future.done():
+        future.set_exception(CallerGone("the client closed its connection"))
 
 
 class ReplySlot:

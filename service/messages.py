@@ -19,6 +19,12 @@ class Job(NamedTuple):
     rows: tuple[Row, ...]
 
 
+class Withdrawal(NamedTuple):
+    """Nobody waits for a job any more: its client hung up."""
+
+    job_id: int
+
+
 class Timings(NamedTuple):
     """Where a job's time went: waiting for its batch (and its adapter), and in that batch's stages."""
 
@@ -46,4 +52,4 @@ class Envelope:
 
     response_queue_id: int
     sent_s: float
-    jobs: tuple[Job, ...]
+    jobs: tuple[Job | Withdrawal, ...]

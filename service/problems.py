@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 
 from adapters.errors import (
     BankFull,
+    CallerGone,
     DeadlineExceeded,
     Forbidden,
     InferenceFailed,
@@ -20,6 +21,7 @@ from adapters.errors import (
     TextTooLong,
     TonearmError,
     TooManyTexts,
+    TooManyTokens,
     Unauthorized,
     UnknownAdapter,
     VerificationError,
@@ -48,8 +50,11 @@ TABLE: dict[type[TonearmError], Kind] = {
     InvalidText: Kind(422, "invalid-text", "Not a text"),
     TextTooLong: Kind(413, "text-too-long", "The text is too long"),
     TooManyTexts: Kind(413, "too-many-texts", "Too many texts in one request"),
+    TooManyTokens: Kind(413, "too-many-tokens", "Too much text in one request"),
     Overloaded: Kind(429, "overloaded", "The queue is full"),
     BankFull: Kind(503, "bank-full", "No slot for the adapter"),
+    # Nobody reads it; the log and the metrics do. nginx's own status for this.
+    CallerGone: Kind(499, "caller-gone", "The client hung up"),
     InferenceFailed: Kind(500, "inference-failed", "The text could not be classified"),
     NotReady: Kind(503, "not-ready", "The service takes no work now"),
     WorkerLost: Kind(503, "worker-lost", "The inference worker died"),
@@ -77,7 +82,11 @@ def problem(error: TonearmError, request_id: str) -> dict[str, Any]:
     return document
 
 
-def problem_response(error: TonearmError, request_id: str) -> JSONResponse:
+def problem_response(error: TonearmError, request_id: str, path: str = "") -> JSONResponse:
+    """
+    Args:
+        path: of the request: those that follow others' protocols want their errors' members, too.
+    """
     kind = kind_of(error)
     headers = {}
     retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else _RETRY_AFTER_S.get(type(error))
@@ -85,15 +94,27 @@ def problem_response(error: TonearmError, request_id: str) -> JSONResponse:
         headers["Retry-After"] = str(math.ceil(retry_after_s))
     if kind.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(problem(error, request_id), kind.status, headers, MEDIA_TYPE)
+    document = problem(error, request_id)
+    return JSONResponse(document | _of_protocol(path, document), kind.status, headers, MEDIA_TYPE)
 
 
-def http_problem_response(error: HTTPException, request_id: str) -> JSONResponse:
+def http_problem_response(error: HTTPException, request_id: str, path: str = "") -> JSONResponse:
     """For what HTTP itself finds wrong: no such route, a method not allowed, a malformed header."""
     phrase = HTTPStatus(error.status_code).phrase
     kind = Kind(error.status_code, phrase.lower().replace(" ", "-"), phrase)
     detail = error.detail if error.detail and error.detail != phrase else phrase
-    return JSONResponse(_document(kind, detail, request_id), kind.status, dict(error.headers or {}), MEDIA_TYPE)
+    document = _document(kind, detail, request_id)
+    document |= _of_protocol(path, document)
+    return JSONResponse(document, kind.status, dict(error.headers or {}), MEDIA_TYPE)
+
+
+def _of_protocol(path: str, document: dict[str, Any]) -> dict[str, Any]:
+    """What clients of the Open Inference Protocol and of text-embeddings-inference look for in an error."""
+    if path == "/predict":
+        types = {429: "overloaded", 503: "unhealthy"}
+        other = "validation" if document["status"] < 500 else "backend"
+        return {"error": document["detail"], "error_type": types.get(document["status"], other)}
+    return {"error": document["detail"]} if path.startswith("/v2/") else {}
 
 
 def _document(kind: Kind, detail: str, request_id: str) -> dict[str, Any]:

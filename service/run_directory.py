@@ -4,6 +4,7 @@
     worker-<n>.json    a worker's status, replaced atomically
     worker-<n>.lock    held by the worker as long as it lives: the kernel drops it however the process ends
     worker-<n>.error   why a worker could not start
+    orders.json        what administrators ask of the workers
     draining           the service takes no new work
     refused            the API process has refused new work for as long as it was to before the port closes
     stopping           all answers are out: processes may leave
@@ -17,7 +18,37 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+Verb = Literal["load", "unload", "pin", "verify"]
+
+
+class Order(NamedTuple):
+    """What an administrator asks of every worker.
+
+    Attributes:
+        number: counts up within a run.
+        adapter: `name@version`.
+    """
+
+    number: int
+    verb: Verb
+    adapter: str
+
+
+class Orders(NamedTuple):
+    """The orders of a run. A worker that starts later keeps the pins, and leaves the rest to the requests that come.
+
+    Attributes:
+        last: the latest orders, oldest first.
+        pinned: what is to stay resident.
+    """
+
+    last: tuple[Order, ...] = ()
+    pinned: tuple[str, ...] = ()
+
+
+_KEPT_ORDERS = 1000
 
 
 class ResidentAdapter(NamedTuple):
@@ -29,7 +60,12 @@ class ResidentAdapter(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """What a worker says of itself; times are on the monotonic clock. Adapters are written `name@version`."""
+    """What a worker says of itself; times are on the monotonic clock. Adapters are written `name@version`.
+
+    Attributes:
+        obeyed: number of the last order that is carried out, as all before it.
+        not_ready_because: what keeps it from being ready, where that is more than time.
+    """
 
     pid: int
     device: str
@@ -39,8 +75,11 @@ class WorkerStatus:
     resident: dict[str, ResidentAdapter] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     loading: tuple[str, ...] = ()
+    pinned: tuple[str, ...] = ()
+    obeyed: int = 0
     waiting_rows: int = 0
     parked_rows: int = 0
+    not_ready_because: str | None = None
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "WorkerStatus":
@@ -48,7 +87,9 @@ class WorkerStatus:
             adapter: ResidentAdapter(tuple(labels), verified)
             for adapter, (labels, verified) in content.pop("resident").items()
         }
-        return cls(resident=resident, loading=tuple(content.pop("loading")), **content)
+        return cls(
+            resident=resident, loading=tuple(content.pop("loading")), pinned=tuple(content.pop("pinned")), **content
+        )
 
     def to_json(self) -> str:
         return json.dumps({field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
@@ -60,6 +101,7 @@ class RunDirectory:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.metrics = root / "metrics"
+        self._orders = root / "orders.json"
         self._draining = root / "draining"
         self._refused = root / "refused"
         self._stopping = root / "stopping"
@@ -85,6 +127,35 @@ class RunDirectory:
     @property
     def stopping(self) -> bool:
         return self._stopping.exists()
+
+    def order(self, verb: Verb, adapter: str) -> int:
+        """Ask every worker for something; returns the order's number."""
+        with (self.root / "orders.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            before = self.orders()
+            number = before.last[-1].number + 1 if before.last else 1
+            pinned = tuple(kept for kept in before.pinned if kept != adapter or verb not in ("pin", "unload"))
+            if verb == "pin":
+                pinned = (*pinned, adapter)
+            orders = Orders((*before.last, Order(number, verb, adapter))[-_KEPT_ORDERS:], pinned)
+            beside = self._orders.with_suffix(".json.new")
+            beside.write_text(json.dumps(orders))
+            beside.replace(self._orders)
+        return number
+
+    def orders(self) -> Orders:
+        try:
+            last, pinned = json.loads(self._orders.read_bytes())
+        except FileNotFoundError:
+            return Orders()
+        return Orders(tuple(Order(*order) for order in last), tuple(pinned))
+
+    def orders_stamp(self) -> int:
+        """Changes with every order; 0 before the first."""
+        try:
+            return self._orders.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
     def lock_worker(self, worker_id: int) -> int:
         """Hold the worker's lock until the process ends; returns the open descriptor."""

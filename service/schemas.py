@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from engine.rows import LongText
 from service.problems import MEDIA_TYPE
 
 
@@ -40,7 +41,16 @@ class ClassifyBody(BaseModel):
 
     text: TextOrTexts
     truncate: bool = Field(True, description="Cut a text that is too long; otherwise it is a 413.")
+    long_text: Literal["truncate", "windows"] = Field(
+        "truncate", description="windows: read a text that is too long in overlapping windows and pool their logits."
+    )
     logits: bool = Field(False, description="Answer with the logits, too.")
+
+    @property
+    def on_long_text(self) -> LongText:
+        if self.long_text == "windows":
+            return "windows"
+        return "truncate" if self.truncate else "refuse"
 
     @property
     def texts(self) -> list[str]:
@@ -70,6 +80,7 @@ class ClassifyAnswer(BaseModel):
     arm: str | None
     tokens: int = Field(description="Tokens read, special tokens included.")
     truncated: bool
+    windows: int = Field(description="Passes that the text took; more than one only where windows were asked for.")
     request_id: str
 
 
@@ -94,11 +105,21 @@ class AdapterVersion(BaseModel):
 
     version: int
     state: Literal["resident", "registered", "failed"]
+    pinned: bool = Field(description="It never makes room for others.")
     reason: str | None = Field(description="Why it is refused, where it failed.")
     verified: bool = Field(description="It has a manifest and everything in it was checked.")
     labels: list[str] | None = Field(description="null where there is no manifest and it is not resident.")
     description: str | None
     metrics: Mapping[str, Any] = Field(description="From the manifest, with 95 % intervals.")
+
+
+class AdapterState(BaseModel):
+    """How a version stands after an administrator's order."""
+
+    adapter: str
+    state: Literal["resident", "registered", "failed"]
+    reason: str | None = Field(description="Why it is refused, where it failed.")
+    pinned: bool = Field(description="It never makes room for others.")
 
 
 class AdapterEntry(BaseModel):
@@ -146,6 +167,7 @@ def problem_answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
 _MEANINGS = {
     400: "A malformed header.",
     401: "No key, or an unknown one.",
+    403: "The key is a caller's, and this is an administrator's.",
     404: "Unknown adapter; the nearest names are given.",
     409: "The adapter is registered but must not be served; the reason is given.",
     413: "The text is too long, there are too many, or the body is too large.",

@@ -8,34 +8,56 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adapters.errors import Unauthorized
+from adapters.errors import Forbidden, TonearmError, Unauthorized
 from service.problems import http_problem_response, problem_response
 
-OPEN_PATHS = frozenset({"/livez", "/readyz"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Probes carry no key; every other path wants one, whether it exists or not."""
 
 
 class RequireKey:
-    """Answers 401 unless the request carries a key. Without any key set, everybody may call."""
+    """Answers 401 without a key that is known, and 403 where only an administrator's will do.
 
-    def __init__(self, app: ASGIApp, *, keys: Iterable[SecretStr]) -> None:
+    Without callers' keys everybody may call; without any key at all, everybody may administer, too. With callers' keys
+    alone nobody may: that a key opens /classify does not make its holder an administrator.
+    """
+
+    def __init__(self, app: ASGIApp, *, keys: Iterable[SecretStr], admin_keys: Iterable[SecretStr]) -> None:
         self._app = app
         self._keys = [key.get_secret_value().encode() for key in keys]
+        self._admin_keys = [key.get_secret_value().encode() for key in admin_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._keys and scope["path"] not in OPEN_PATHS:
-            found = _key(Headers(scope=scope))
-            if not self._known(found):
-                detail = "the key is not known" if found else "send a key: Authorization: Bearer <key>, or X-API-Key"
-                response = problem_response(Unauthorized(detail), scope["state"]["request_id"])
-                await response(scope, receive, send)
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            refusal = self._refusal(_key(Headers(scope=scope)), administers=_administers(scope))
+            if refusal is not None:
+                await problem_response(refusal, scope["state"]["request_id"], scope["path"])(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _known(self, found: bytes) -> bool:
-        # Every key is compared, in constant time: how long it takes says nothing about which one came close.
-        matches = [hmac.compare_digest(found, key) for key in self._keys]
-        return any(matches)
+    def _refusal(self, found: bytes, *, administers: bool) -> TonearmError | None:
+        calls, governs = _known(found, self._keys), _known(found, self._admin_keys)
+        needed = bool(self._keys) or (administers and bool(self._admin_keys))
+        if governs or not needed:
+            return None
+        if not calls:
+            return Unauthorized(
+                "the key is not known" if found else "send a key: Authorization: Bearer <key>, or X-API-Key"
+            )
+        if not administers:
+            return None
+        none_set = "; none is set: TONEARM_ADMIN_KEYS" if not self._admin_keys else ""
+        return Forbidden(f"this takes an administrator's key{none_set}")
+
+
+def _administers(scope: Scope) -> bool:
+    return scope["method"] == "POST" and scope["path"].startswith("/adapters/")
+
+
+def _known(found: bytes, keys: list[bytes]) -> bool:
+    # Every one, whichever matches: how long it takes says nothing about which one came close.
+    matches: list[bool] = [hmac.compare_digest(found, key) for key in keys]
+    return True in matches
 
 
 def _key(headers: Headers) -> bytes:

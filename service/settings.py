@@ -64,6 +64,9 @@ class Settings(BaseSettings):
     bank_memory_mb: int = Field(
         1024, ge=1, description="MiB that the bank may take; where adapters are large, fewer are in it at once."
     )
+    pinned_adapters: Annotated[
+        tuple[Annotated[str, BeforeValidator(_reference)], ...], NoDecode, BeforeValidator(_split)
+    ] = Field((), description="Never make room for others; ready only when all of them are resident. Comma-separated.")
     host_cache_mb: int = Field(512, ge=0, description="MiB of adapters kept beside the bank, checked and ready.")
     max_rank: int = Field(64, ge=1, le=1024, description="Largest LoRA rank taken.")
 
@@ -73,10 +76,16 @@ class Settings(BaseSettings):
 
     request_timeout_s: float = Field(30, gt=0, le=3600, description="Longest wait for an answer.")
     max_queued_texts: int = Field(4096, ge=1, description="Texts times adapters that may wait; beyond it is a 429.")
+    max_queued_tokens: int = Field(
+        262_144, ge=1024, description="Tokens that may wait, as estimated from the texts' bytes; beyond it is a 429."
+    )
     max_texts_per_request: int = Field(1024, ge=1, description="Texts times adapters in one request.")
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body.")
     batch_wait_ms: float = Field(2, ge=0, le=1000, description="How long a batch stays open for more texts.")
     max_batch_texts: int = Field(256, ge=1, description="Texts times adapters in one batch.")
+    max_batch_tokens: int = Field(
+        16_384, ge=512, description="Tokens in one batch, estimated: a batch of long texts keeps all others waiting."
+    )
 
     drain_delay_s: float = Field(1, ge=0, le=300, description="From /readyz turning 503 to closing the port.")
     drain_timeout_s: float = Field(30, gt=0, le=3600, description="Longest wait for answers still due, then.")

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 
 import structlog
@@ -15,6 +16,10 @@ LOOK_EVERY_S = 0.1
 HEARTBEAT_STALE_S = 60.0
 WORKER_GRACE_S = 60.0
 """How long a dead worker may stay dead (it is replaced within seconds) before the service calls itself dead."""
+
+MOST_CRASHES = 5
+CRASHES_WITHIN_S = 300.0
+"""So many losses in so short a time are no accident any more, and a fresh start may help."""
 
 _AFTERMATH_S = 0.5
 """A worker killed while it waited for a message may take one along shortly after its death: nothing is sent then."""
@@ -33,6 +38,7 @@ class Watch:
         self._last_lost_s: dict[int, float] = {}  # when the worker that was lost last had started
         self._dead_since_s = dict.fromkeys(worker_ids, time.monotonic())
         self._last_loss_s = float("-inf")
+        self._losses_s: deque[float] = deque(maxlen=MOST_CRASHES)
         self._receiver: asyncio.Task[None] | None = None
         self.statuses: dict[int, WorkerStatus] = {}
         self.draining = False
@@ -83,6 +89,7 @@ class Watch:
         """Fail all that waits at once: which jobs the dead worker held cannot be known, and all can be sent again."""
         self._last_lost_s[worker_id] = dead.started_s
         self._last_loss_s = time.monotonic()
+        self._losses_s.append(self._last_loss_s)
         if self._run_directory.stopping:
             return  # not a loss: all answers are out
         lost = self._mailbox.fail_all(
@@ -111,13 +118,17 @@ class Watch:
         if self.draining:
             raise NotReady("the service is shutting down; try again, another instance may answer")
         if not self.ready:
-            raise NotReady("no inference worker is ready yet; try again in a moment")
+            reasons = [status.not_ready_because for status in self.statuses.values() if status.not_ready_because]
+            raise NotReady(reasons[0] if reasons else "no inference worker is ready yet; try again in a moment")
 
     def death(self) -> str | None:
         """Why the service should be restarted, or None."""
         now_s = time.monotonic()
         if self._receiver is not None and self._receiver.done() and not self.draining:
             return "replies of the workers no longer arrive"
+        recent = sum(now_s - lost_s < CRASHES_WITHIN_S for lost_s in self._losses_s)
+        if recent >= MOST_CRASHES:
+            return f"inference workers died {recent} times within {CRASHES_WITHIN_S:.0f} s"
         for worker_id, since_s in self._dead_since_s.items():
             if now_s - since_s > WORKER_GRACE_S:
                 return f"worker {worker_id} is dead for {now_s - since_s:.0f} s"
@@ -139,12 +150,30 @@ class Watch:
         """Reasons why adapters are refused, by `name@version`."""
         return {adapter: reason for status in self.statuses.values() for adapter, reason in status.failed.items()}
 
+    def pinned(self) -> frozenset[str]:
+        """What some living worker keeps resident whatever else is used."""
+        return frozenset(
+            adapter
+            for worker_id, status in self.statuses.items()
+            if self._lives(worker_id)
+            for adapter in status.pinned
+        )
+
+    def obeyed(self, order: int) -> bool:
+        """Whether every living worker has carried out an order, and there is one."""
+        living = [status for worker_id, status in self.statuses.items() if self._lives(worker_id)]
+        return bool(living) and all(status.obeyed >= order for status in living)
+
     def gauges(self) -> metrics.Gauges:
         now_s = time.monotonic()
         workers = [({"worker": str(worker_id)}, status) for worker_id, status in self.statuses.items()]
         return {
             "tonearm_ready": ("1 if the service takes work.", [({}, float(self.ready))]),
             "tonearm_queued_rows": ("Texts times adapters not answered yet.", [({}, float(self._mailbox.queued_rows))]),
+            "tonearm_queued_tokens": (
+                "Tokens not answered yet, estimated.",
+                [({}, float(self._mailbox.queued_tokens))],
+            ),
             "tonearm_adapters": (
                 "Adapter versions that a worker knows, by state.",
                 [

@@ -9,21 +9,31 @@ that is wrong with a row, an adapter or a forward pass ends it: each becomes the
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from adapters.errors import BankFull, DeadlineExceeded, InferenceFailed, UnknownAdapter, VerificationError
+from adapters.errors import (
+    AdapterError,
+    BankFull,
+    CallerGone,
+    DeadlineExceeded,
+    InferenceFailed,
+    UnknownAdapter,
+    VerificationError,
+)
 from adapters.reference import AdapterId, parse_reference
 from adapters.store import Registry
 from engine.engine import Engine
 from engine.rows import Answer, BatchStats, Outcome, Row
 from service import metrics
+from service.admission import estimated_tokens
 from service.loader import Loaded, Loader, Look, Stamp
-from service.messages import Envelope, Job, Reply, Timings
-from service.run_directory import ResidentAdapter, RunDirectory, WorkerStatus
+from service.messages import Envelope, Job, Reply, Timings, Withdrawal
+from service.run_directory import Order, ResidentAdapter, RunDirectory, WorkerStatus
 from service.settings import Settings
+from service.turns import Turns
 
 IDLE_TICK_S = 0.25
 """Longest sleep on the empty queue. A worker killed in it may take one last message with it within this time."""
@@ -57,6 +67,7 @@ class _OpenJob:
     outcomes: list[Outcome | None]
     left: int
     timings: Timings = _NO_TIME
+    withdrawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,7 @@ class _Item:
 
     at: int
     open: _OpenJob
+    tokens: int
 
     @property
     def adapter(self) -> AdapterId:
@@ -99,8 +111,11 @@ class Worker:
         self._settings = settings
         self._run_directory = run_directory
         self._first = parse_reference(settings.default_adapter).name
+        self._aliases = Registry(settings.adapters_dir)
         self._loader = Loader(Registry(settings.adapters_dir), engine, settings.host_cache_mb * 2**20)
-        self._waiting: deque[_Item] = deque()
+        self._waiting: Turns[_Item] = Turns()
+        self._open_jobs: dict[tuple[int, int], _OpenJob] = {}
+        """By response queue and job: each API process counts its own."""
         self._parked: dict[AdapterId, list[_Item]] = {}
         self._resident: dict[AdapterId, _Facts] = {}
         self._failed: dict[AdapterId, _Failure] = {}
@@ -108,6 +123,11 @@ class Worker:
         self._fresh: set[AdapterId] = set()
         """Loaded because rows wait for them; they may make room once those rows have run."""
         self._newest: frozenset[AdapterId] = frozenset()
+        self._orders: deque[Order] = deque()
+        self._orders_stamp = 0
+        self._heard = self._begun = self._obeyed = 0
+        self._pinned_by_order: frozenset[AdapterId] = frozenset()
+        self._pinned_by_setting: frozenset[AdapterId] = frozenset()
         self._starting: set[AdapterId] | None = None
         """Adapters that must be tried before the worker is ready; None until the first look at the registry."""
         self._ready = False
@@ -116,6 +136,9 @@ class Worker:
         self._status_written_s = 0.0
 
     def start(self) -> None:
+        orders = self._run_directory.orders()
+        if orders.last:  # of a predecessor's time; its pins hold on
+            self._heard = self._obeyed = orders.last[-1].number
         self._loader.start()
         self._write_status()
 
@@ -123,6 +146,7 @@ class Worker:
         """One batch, or one idle tick."""
         self._follow_registry()
         self._take_loaded()
+        self._follow_orders()
         self._gather(receive)
         self._run_batch()
         self._release_fresh()
@@ -136,9 +160,10 @@ class Worker:
         if look is None:
             return
         self._drop_changed(look)
-        wanted = self._load_ahead(look.newest)
+        self._pinned_by_setting = self._pins_among(look.newest)
+        wanted = {*self._load_ahead(look.newest), *self._load_pinned()}
         if self._starting is None:
-            self._starting = set(wanted)
+            self._starting = wanted
             self._become_ready_if_started()
         self._loader.keep_in_mind(frozenset(self._resident) | frozenset(self._failed))
 
@@ -170,8 +195,54 @@ class Worker:
             self._loader.request(adapter, ahead=True)
         return wanted
 
+    def _pins_among(self, newest: Sequence[AdapterId]) -> frozenset[AdapterId]:
+        """What the setting pins: `name` follows the newest version, `name@3` and aliases stay."""
+        by_name = {adapter.name: adapter for adapter in newest}
+        found = set()
+        for text in self._settings.pinned_adapters:
+            reference = parse_reference(text)
+            if reference.version is None and reference.alias is None and reference.name in by_name:
+                found.add(by_name[reference.name])
+            else:
+                try:
+                    found.add(self._aliases.resolve(text))
+                except AdapterError:
+                    continue  # not there (yet): `_not_ready_because` says so
+        return frozenset(found)
+
+    def _load_pinned(self) -> list[AdapterId]:
+        """Pin what is resident, unpin what need not stay, and ask for what is missing."""
+        pinned = self._pinned_by_setting | self._pinned_by_order
+        for adapter in self._engine.pinned - pinned:
+            self._engine.unpin(adapter)
+        missing = []
+        for adapter in pinned:
+            if adapter in self._resident:
+                self._pin(adapter)
+            elif adapter not in self._failed:
+                missing.append(adapter)
+                self._loader.request(adapter)
+        return missing
+
+    def _pin(self, adapter: AdapterId) -> None:
+        try:
+            self._engine.pin(adapter)
+        except UnknownAdapter:
+            self._resident.pop(adapter, None)  # evicted a moment ago; the next look asks for it again
+
+    def _not_ready_because(self) -> str | None:
+        """The first pinned adapter that cannot be made resident."""
+        for adapter in self._pinned_by_setting:
+            if adapter in self._failed:
+                return f"the pinned {self._failed[adapter].error}"
+            if adapter not in self._resident:
+                return f"the pinned adapter {adapter} is not loaded yet"
+        names = {adapter.name for adapter in self._pinned_by_setting}
+        absent = [text for text in self._settings.pinned_adapters if parse_reference(text).name not in names]
+        return f"the pinned adapter {absent[0]} is not in the registry" if absent else None
+
     def _become_ready_if_started(self) -> None:
-        if not self._ready and self._starting is not None and not self._starting:
+        if not self._ready and self._starting is not None and not self._starting and self._not_ready_because() is None:
             self._ready = True
             self._status_due_s = 0
             log.info("worker_ready", resident=len(self._resident), failed=len(self._failed))
@@ -196,6 +267,8 @@ class Worker:
             log.warning("adapter_not_loaded", adapter=str(loaded.id), reason=str(loaded.result))
             return
         self._resident[loaded.id] = _Facts(loaded.stamp, loaded.result)
+        if loaded.id in self._pinned_by_setting | self._pinned_by_order:
+            self._pin(loaded.id)
         self._forget_evicted()
         metrics.loads.labels("loaded").inc()
         metrics.load_seconds.labels("read").observe(loaded.read_s)
@@ -213,7 +286,7 @@ class Worker:
         items = self._parked.pop(loaded.id, [])
         if isinstance(loaded.result, ResidentAdapter):
             self._fresh.add(loaded.id)
-            self._waiting.extendleft(reversed(items))
+            self._waiting.put_first(loaded.id, [(item.tokens, item) for item in items])
             return
         error = loaded.result if loaded.stamp or isinstance(loaded.result, BankFull) else UnknownAdapter(str(loaded.id))
         for item in items:
@@ -221,9 +294,41 @@ class Worker:
 
     def _release_fresh(self) -> None:
         if self._fresh:
-            for adapter in self._fresh - {item.adapter for item in self._waiting}:
+            for adapter in self._fresh - set(self._waiting.adapters()):
                 self._engine.release(adapter)
                 self._fresh.discard(adapter)
+
+    # Orders
+
+    def _follow_orders(self) -> None:
+        stamp = self._run_directory.orders_stamp()
+        if stamp != self._orders_stamp:
+            self._orders_stamp = stamp
+            orders = self._run_directory.orders()
+            self._orders.extend(order for order in orders.last if order.number > self._heard)
+            self._heard = max(self._heard, orders.last[-1].number)
+            self._pinned_by_order = frozenset(map(_adapter_id, orders.pinned))
+            self._load_pinned()
+        while self._orders and _adapter_id(self._orders[0].adapter) not in self._loader.loading:
+            self._obey(self._orders[0])
+
+    def _obey(self, order: Order) -> None:
+        """Begin an order, or note that it is carried out: called until its adapter is no longer loading."""
+        adapter = _adapter_id(order.adapter)
+        if order.number == self._begun:
+            self._orders.popleft()
+            self._obeyed = order.number
+            self._status_due_s = 0
+            return
+        self._begun = order.number
+        log.info("order", verb=order.verb, adapter=order.adapter)
+        if order.verb in ("unload", "verify"):
+            self._engine.detach(adapter)
+            self._resident.pop(adapter, None)
+        if order.verb != "unload":
+            self._failed.pop(adapter, None)
+            if adapter not in self._resident:
+                self._loader.request(adapter, anew=order.verb == "verify")
 
     # The queue
 
@@ -231,12 +336,12 @@ class Worker:
         """Fill a batch: block for the first message, then stay open for a while counted from when it was sent."""
         if self._waiting:
             wait_s = 0.0
-        elif self._loader.loading:
+        elif self._loader.loading or self._orders:
             wait_s = _LOADING_TICK_S
         else:
             wait_s = IDLE_TICK_S
         closes_s: float | None = None
-        while len(self._waiting) < self._settings.max_batch_texts:
+        while not self._full(len(self._waiting), self._waiting.tokens):
             message = receive(wait_s)
             if message is None:
                 return
@@ -245,40 +350,54 @@ class Worker:
                 closes_s = message.sent_s + self._settings.batch_wait_ms / 1e3
             wait_s = max(0.0, closes_s - time.monotonic())
 
+    def _full(self, texts: int, tokens: int) -> bool:
+        return texts >= self._settings.max_batch_texts or tokens >= self._settings.max_batch_tokens
+
     def _open(self, message: Envelope) -> None:
         if message.sent_s < self._started_s:
             return  # sent to a predecessor that died: the API process has failed it already
         for job in message.jobs:
+            if isinstance(job, Withdrawal):
+                withdrawn = self._open_jobs.get((message.response_queue_id, job.job_id))
+                if withdrawn is not None:
+                    withdrawn.withdrawn = True
+                continue
             rows = len(job.rows)
             opened = _OpenJob(job, message.response_queue_id, message.sent_s, [None] * rows, rows)
-            self._waiting.extend(_Item(at, opened) for at in range(rows))
+            self._open_jobs[message.response_queue_id, job.id] = opened
+            for at, row in enumerate(job.rows):
+                tokens = estimated_tokens(row)
+                self._waiting.put(row.adapter, tokens, _Item(at, opened, tokens))
 
     def _run_batch(self) -> None:
         batch: list[_Item] = []
-        while self._waiting and len(batch) < self._settings.max_batch_texts:
-            item = self._waiting.popleft()
+        tokens = 0
+        while self._waiting and not self._full(len(batch), tokens):
+            cost, item = self._waiting.pop()
+            if not self._wanted(item):
+                continue
             if item.adapter in self._resident:
                 batch.append(item)
+                tokens += cost
             elif item.adapter in self._failed:
                 self._settle(item, self._failed[item.adapter].error)
             else:
                 self._park(item)
-        self._classify(self._still_wanted(batch))
+        self._classify(batch)
 
     def _park(self, item: _Item) -> None:
         self._parked.setdefault(item.adapter, []).append(item)
         self._loader.request(item.adapter)
 
-    def _still_wanted(self, items: Iterable[_Item]) -> list[_Item]:
-        """Without the rows of jobs whose deadline has passed."""
-        now_s = time.monotonic()
-        wanted = []
-        for item in items:
-            if item.open.job.deadline_s > now_s:
-                wanted.append(item)
-            else:
-                self._settle(item, DeadlineExceeded(item.open.job.deadline_s - item.open.sent_s))
-        return wanted
+    def _wanted(self, item: _Item) -> bool:
+        """Whether anybody waits for the row; otherwise it is settled."""
+        if item.open.withdrawn:
+            self._settle(item, CallerGone("the client closed its connection"))
+            return False
+        if item.open.job.deadline_s <= time.monotonic():
+            self._settle(item, DeadlineExceeded(item.open.job.deadline_s - item.open.sent_s))
+            return False
+        return True
 
     # The engine
 
@@ -322,6 +441,7 @@ class Worker:
         opened.left -= 1
         metrics.texts.labels(metrics.adapter_label(str(item.adapter)), _kind(outcome)).inc()
         if not opened.left:
+            del self._open_jobs[opened.response_queue_id, opened.job.id]
             self._done.append(opened)
 
     # What others see
@@ -355,10 +475,18 @@ class Worker:
                 resident={str(adapter): facts.shown for adapter, facts in self._resident.items()},
                 failed={str(adapter): failure.error.reason for adapter, failure in self._failed.items()},
                 loading=tuple(str(adapter) for adapter in self._loader.loading),
+                pinned=tuple(str(adapter) for adapter in self._engine.pinned),
+                obeyed=self._obeyed,
                 waiting_rows=len(self._waiting),
                 parked_rows=sum(map(len, self._parked.values())),
+                not_ready_because=None if self._ready else self._not_ready_because(),
             ),
         )
+
+
+def _adapter_id(text: str) -> AdapterId:
+    name, _, version = text.partition("@")
+    return AdapterId(name, int(version))
 
 
 def _kind(outcome: Outcome) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from adapters.base_model import BaseModelFiles
 from adapters.errors import InvalidText, TextTooLong, UnknownAdapter, VerificationError
@@ -83,7 +84,7 @@ def test_rows_fail_alone(engine: Engine) -> None:
         [
             Row("fine", AdapterId("qv", 1)),
             Row("fine", AdapterId("nobody", 1)),
-            Row("word " * 50, AdapterId("left", 1), truncate=False),
+            Row("word " * 50, AdapterId("left", 1), long_text="refuse"),
             Row("word " * 50, AdapterId("left", 1)),
         ]
     )
@@ -157,3 +158,38 @@ def test_whatever_breaks_in_attach_gives_the_slot_back(
     torch.testing.assert_close(logits(engine, [Row(TEXTS[0], good)])[0], before, atol=1e-6, rtol=0)
     engine.attach(read)
     assert engine.resident == (broken,)
+
+
+@pytest.mark.parametrize("name", ["left", "all"])
+def test_windows_pool_pefts_own_logits(engine: Engine, base: BaseModelFiles, name: str) -> None:
+    """Every token is read, each window as PEFT reads it, and the pooled logits weigh windows by their tokens."""
+    shape = SHAPES[name]
+    words = [f"word{at % 7} fine" if at % 3 else "dull" for at in range(20 if name == "left" else 180)]
+    text = " ".join(words)
+    tokenizer = AutoTokenizer.from_pretrained(base.directory)
+    inner = tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
+    room = shape.max_tokens - 2
+    starts, stride = [0], room - room // 4
+    while starts[-1] + room < len(inner):
+        starts.append(starts[-1] + stride)
+    model = peft_model(base, shape)
+    weighted, total = torch.zeros(len(shape.labels)), 0
+    with torch.inference_mode():
+        for start in starts:
+            ids = [tokenizer.cls_token_id, *inner[start : start + room], tokenizer.sep_token_id]
+            weighted += len(ids) * model(input_ids=torch.tensor([ids])).logits[0]
+            total += len(ids)
+    (outcome,), _ = engine.classify([Row(text, AdapterId(name, 1), "windows")])
+    assert isinstance(outcome, Answer)
+    assert (outcome.windows, outcome.tokens, outcome.truncated) == (len(starts), total, False)
+    torch.testing.assert_close(torch.tensor(outcome.logits), weighted / total, atol=1e-4, rtol=0)
+
+
+def test_windows_are_for_long_texts_and_bounded(engine: Engine) -> None:
+    short, endless = Row(TEXTS[0], AdapterId("qv", 1), "windows"), Row("word " * 9000, AdapterId("qv", 1), "windows")
+    (answer, refused), _ = engine.classify([short, endless])
+    assert isinstance(answer, Answer) and answer.windows == 1
+    assert isinstance(refused, TextTooLong)
+    torch.testing.assert_close(
+        torch.tensor(answer.logits), logits(engine, [short._replace(long_text="truncate")])[0], atol=1e-6, rtol=0
+    )

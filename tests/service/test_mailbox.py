@@ -8,9 +8,9 @@ from adapters.errors import DeadlineExceeded, Overloaded, WorkerLost
 from adapters.reference import AdapterId
 from engine.rows import Answer, Row
 from service.mailbox import Mailbox, ReplySlot
-from service.messages import Job, Reply, Timings
+from service.messages import Job, Reply, Timings, Withdrawal
 
-ROW = Row("a text", AdapterId("movies", 1), True)
+ROW = Row("a text", AdapterId("movies", 1))
 ANSWER = Answer(("a", "b"), (0.0, 1.0), (0.25, 0.75), 3, False)
 
 
@@ -18,8 +18,8 @@ def reply(job: Job) -> Reply:
     return Reply(job.id, (ANSWER,) * len(job.rows), Timings(0, 0, 0))
 
 
-def connected(limit: int) -> tuple[Mailbox, list[tuple[Job, ...]]]:
-    mailbox, sent = Mailbox(limit), []
+def connected(limit: int) -> tuple[Mailbox, list[tuple[Job | Withdrawal, ...]]]:
+    mailbox, sent = Mailbox(limit, 10_000), []
     mailbox.connect(sent.append)
     return mailbox, sent
 
@@ -75,7 +75,7 @@ def test_losing_the_worker_or_the_queue_fails_what_waits() -> None:
         assert all(isinstance(error, WorkerLost) for error in await asyncio.gather(*waiting, return_exceptions=True))
         assert mailbox.queued_rows == 0
 
-        def broken(jobs: tuple[Job, ...]) -> None:
+        def broken(jobs: tuple[Job | Withdrawal, ...]) -> None:
             raise BrokenPipeError
 
         mailbox.connect(broken)

@@ -76,7 +76,7 @@ def driver(base: BaseModelFiles, made: dict[str, Path], tmp_path_factory: pytest
 
 
 def row(adapter: str, text: str = "meh") -> Row:
-    return Row(text, AdapterId(adapter, 1), True)
+    return Row(text, AdapterId(adapter, 1))
 
 
 def test_it_is_ready_with_the_default_adapter_first_and_a_full_bank(driver: Driver) -> None:

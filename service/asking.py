@@ -1,0 +1,167 @@
+"""What every way in shares: headers read, a route found, rows queued, a reply awaited.
+
+The ways in (`classify.py`, `open_inference.py`, `predict.py`) only translate.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Header, Request
+from starlette.exceptions import HTTPException
+
+from adapters.errors import TooManyTexts
+from adapters.reference import AdapterId
+from adapters.store import Registry
+from engine.rows import LongText, Row
+from service import metrics
+from service.messages import Reply, Timings
+from service.record import facts_of
+from service.routing import Experiment, assign
+from service.service import Service
+
+_MAX_UNIT_BYTES = 256
+
+XAdapter = Annotated[
+    str | None,
+    Header(description="name, name@3 or name@alias; several, comma-separated, each answer.", examples=["movies"]),
+]
+XUnitId = Annotated[
+    str | None, Header(description="The A/B unit, UTF-8: without X-Adapter the experiment routes by it.")
+]
+XRequestTimeoutMs = Annotated[
+    str | None, Header(description="Longest wait for this answer, in milliseconds; at most the service's own.")
+]
+XRequestId = Annotated[str | None, Header(description="Echoed in the answer and the log, or made.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Who answers a request.
+
+    Attributes:
+        several: the request named more than one adapter, so the answer is a list even for one text.
+    """
+
+    adapters: tuple[AdapterId, ...]
+    experiment: str | None = None
+    arm: str | None = None
+
+    @property
+    def several(self) -> bool:
+        return len(self.adapters) > 1
+
+
+async def ask(
+    request: Request,
+    texts: list[str],
+    long_text: LongText,
+    *,
+    adapter: str | None,
+    unit: str | None,
+    timeout_ms: str | None,
+) -> tuple[Route, Reply]:
+    """Every text for every adapter of the route, text by text.
+
+    Args:
+        adapter, unit, timeout_ms: the headers X-Adapter, X-Unit-Id, X-Request-Timeout-Ms as they came.
+
+    Raises:
+        TonearmError: what is wrong with the request as a whole.
+        HTTPException: 400, a malformed header.
+    """
+    service: Service = request.app.state.service
+    service.watch.check_ready()
+    timeout_s = _timeout_s(timeout_ms, service.settings.request_timeout_s)
+    route = find_route(adapter, _unit(unit), service)
+    rows = [Row(text, answering, long_text) for text in texts for answering in route.adapters]
+    _note_facts(request, route, texts, len(rows), service)
+    if len(rows) > service.settings.max_texts_per_request:
+        raise TooManyTexts(len(rows), service.settings.max_texts_per_request)
+    return route, await service.mailbox.ask(rows, timeout_s=timeout_s, hung_up=lambda: _hung_up(request))
+
+
+def find_route(x_adapter: str | None, unit: str | None, service: Service) -> Route:
+    """The adapters a request names, or else its unit's arm, or else the default adapter.
+
+    Raises:
+        InvalidReference: what it names is no reference.
+        UnknownAdapter: some adapter is not in the registry.
+    """
+    if x_adapter is not None:
+        names = [name.strip() for name in x_adapter.split(",")]
+        return Route(tuple(service.registry.resolve(name) for name in names))
+    if unit is not None and service.experiments.current:
+        return _arm_route(service.experiments.current[0], unit, service.registry)
+    return Route((service.registry.resolve(service.settings.default_adapter),))
+
+
+def headers_of(route: Route, timings: Timings) -> dict[str, str]:
+    """Who answered, and where the time went."""
+    headers = {
+        "X-Adapter": ",".join(str(adapter) for adapter in route.adapters),
+        "Server-Timing": ", ".join(
+            f"{stage};dur={seconds * 1e3:.2f}"
+            for stage, seconds in (
+                ("queue", timings.queue_s),
+                ("tokenise", timings.tokenise_s),
+                ("forward", timings.forward_s),
+            )
+        ),
+    }
+    if route.experiment is not None and route.arm is not None:
+        headers |= {"X-Experiment": route.experiment, "X-Arm": route.arm}
+    return headers
+
+
+async def _hung_up(request: Request) -> None:
+    """Returns when the client has closed its connection. The body has been read, so nothing else can come."""
+    while (await request.receive())["type"] != "http.disconnect":
+        await asyncio.sleep(0)
+
+
+def _arm_route(experiment: Experiment, unit: str, registry: Registry) -> Route:
+    arm = assign(experiment, unit)
+    metrics.assignments.labels(experiment.name, arm.name).inc()
+    return Route((registry.resolve(arm.adapter),), experiment.name, arm.name)
+
+
+def _unit(header: str | None) -> str | None:
+    """The header's bytes as UTF-8: the hash is over bytes, and HTTP libraries read headers as Latin-1.
+
+    Raises:
+        HTTPException: 400.
+    """
+    if header is None:
+        return None
+    value = header.encode("latin-1")
+    if not 0 < len(value) <= _MAX_UNIT_BYTES:
+        raise HTTPException(400, f"X-Unit-Id has {len(value)} bytes, expected 1 to {_MAX_UNIT_BYTES}")
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise HTTPException(400, "X-Unit-Id is not UTF-8") from None
+
+
+def _timeout_s(header: str | None, longest_s: float) -> float:
+    """
+    Raises:
+        HTTPException: 400.
+    """
+    if header is None:
+        return longest_s
+    longest_ms = int(longest_s * 1e3)
+    whole = header.isascii() and header.isdigit() and len(header) <= 9
+    if not whole or not 1 <= int(header) <= longest_ms:
+        detail = f"X-Request-Timeout-Ms is {header[:40]!r}, expected a whole number from 1 to {longest_ms}"
+        raise HTTPException(400, detail)
+    return int(header) / 1e3
+
+
+def _note_facts(request: Request, route: Route, texts: list[str], rows: int, service: Service) -> None:
+    facts = facts_of(request)
+    facts.adapter = "several" if route.several else str(route.adapters[0])
+    facts.experiment, facts.arm = route.experiment or "", route.arm or ""
+    facts.rows = rows
+    if service.settings.log_text:
+        facts.texts = texts

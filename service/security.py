@@ -51,7 +51,8 @@ class RequireKey:
 
 
 def _administers(scope: Scope) -> bool:
-    return scope["method"] == "POST" and scope["path"].startswith("/adapters/")
+    path: str = scope["path"]
+    return scope["method"] == "POST" and path.startswith("/adapters/")
 
 
 def _known(found: bytes, keys: list[bytes]) -> bool:

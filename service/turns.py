@@ -60,9 +60,10 @@ class Turns(Generic[Item]):
             raise IndexError("nothing waits")
         while True:
             adapter, queue = next(iter(self._queues.items()))
+            if self._credit[adapter] <= 0:
+                self._credit[adapter] += _QUANTUM_TOKENS
             if self._credit[adapter] > 0:
                 break
-            self._credit[adapter] += _QUANTUM_TOKENS
             self._queues.move_to_end(adapter)
         tokens, item = queue.popleft()
         self._credit[adapter] -= tokens

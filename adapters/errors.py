@@ -209,6 +209,28 @@ class Overloaded(RequestError):
         )
 
 
+class UnknownRequest(RequestError):
+    """Feedback on something that was not answered, as far as is remembered."""
+
+    def __init__(self, request_id: str, text: int) -> None:
+        super().__init__(request_id, text)
+        self.request_id, self.text = request_id, text
+
+    def __str__(self) -> str:
+        return (
+            f"no text {self.text} was answered under request_id {self.request_id!r}, as far as is remembered; "
+            "give the request_id of the answer, and the text's place in the request, from 0"
+        )
+
+
+class UnknownExperiment(RequestError):
+    """No experiment in force has this name."""
+
+
+class StoreUnavailable(RequestError):
+    """The database does not answer."""
+
+
 class NotReady(RequestError):
     """The service is starting or draining."""
 

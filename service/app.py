@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from adapters.errors import TonearmError
 from adapters.store import Registry
-from service import administration, classify, listings, open_inference, predict, probes
+from service import administration, classify, feedback, listings, open_inference, predict, probes
 from service.problems import http_problem_response, problem_response
 from service.record import RecordRequests, request_id_of
 from service.schemas import TAGS
@@ -30,6 +30,7 @@ def furnish(app: FastAPI, service: Service) -> None:
         classify.router,
         open_inference.router,
         predict.router,
+        feedback.router,
         listings.router,
         administration.router,
         probes.router,

@@ -4,6 +4,7 @@ The ways in (`classify.py`, `open_inference.py`, `predict.py`) only translate.
 """
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -13,12 +14,13 @@ from starlette.exceptions import HTTPException
 from adapters.errors import TooManyTexts
 from adapters.reference import AdapterId
 from adapters.store import Registry
-from engine.rows import LongText, Row
+from engine.rows import Answer, LongText, Row
 from service import metrics
 from service.messages import Reply, Timings
-from service.record import facts_of
+from service.record import facts_of, request_id_of
 from service.routing import Experiment, assign
 from service.service import Service
+from service.store import Exposure
 
 _MAX_UNIT_BYTES = 256
 
@@ -40,12 +42,14 @@ class Route:
     """Who answers a request.
 
     Attributes:
+        unit: whose arm it is; None outside experiments.
         several: the request named more than one adapter, so the answer is a list even for one text.
     """
 
     adapters: tuple[AdapterId, ...]
     experiment: str | None = None
     arm: str | None = None
+    unit: str | None = None
 
     @property
     def several(self) -> bool:
@@ -78,7 +82,11 @@ async def ask(
     _note_facts(request, route, texts, len(rows), service)
     if len(rows) > service.settings.max_texts_per_request:
         raise TooManyTexts(len(rows), service.settings.max_texts_per_request)
-    return route, await service.mailbox.ask(rows, timeout_s=timeout_s, hung_up=lambda: _hung_up(request))
+    started_s = time.monotonic()
+    reply = await service.mailbox.ask(rows, timeout_s=timeout_s, hung_up=lambda: _hung_up(request))
+    took_ms = (time.monotonic() - started_s) * 1e3
+    service.store.expose(_exposures(request_id_of(request), route, reply, took_ms))
+    return route, reply
 
 
 def find_route(x_adapter: str | None, unit: str | None, service: Service) -> Route:
@@ -114,6 +122,26 @@ def headers_of(route: Route, timings: Timings) -> dict[str, str]:
     return headers
 
 
+def _exposures(request_id: str, route: Route, reply: Reply, took_ms: float) -> list[Exposure]:
+    now_s, width = time.time(), len(route.adapters)
+    return [
+        Exposure(
+            request_id,
+            at // width,
+            str(route.adapters[at % width]),
+            now_s,
+            route.experiment,
+            route.arm,
+            route.unit,
+            outcome.label,
+            max(outcome.scores),
+            took_ms,
+        )
+        for at, outcome in enumerate(reply.outcomes)
+        if isinstance(outcome, Answer)
+    ]
+
+
 async def _hung_up(request: Request) -> None:
     """Returns when the client has closed its connection. The body has been read, so nothing else can come."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -123,7 +151,7 @@ async def _hung_up(request: Request) -> None:
 def _arm_route(experiment: Experiment, unit: str, registry: Registry) -> Route:
     arm = assign(experiment, unit)
     metrics.assignments.labels(experiment.name, arm.name).inc()
-    return Route((registry.resolve(arm.adapter),), experiment.name, arm.name)
+    return Route((registry.resolve(arm.adapter),), experiment.name, arm.name, unit)
 
 
 def _unit(header: str | None) -> str | None:

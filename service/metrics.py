@@ -23,6 +23,7 @@ request_seconds = Histogram("tonearm_request_seconds", "Time to answer a request
 texts = Counter("tonearm_texts", "Texts times adapters, by how they ended.", ("adapter", "outcome"))
 assignments = Counter("tonearm_assignments", "Units assigned to an arm, once a request.", ("experiment", "arm"))
 experiments_reads = Counter("tonearm_experiments_reads", "Times the experiments file was read.", ("outcome",))
+exposures = Counter("tonearm_exposures", "Answers noted for the analysis, by what became of them.", ("outcome",))
 
 stage_seconds = Histogram(
     "tonearm_stage_seconds", "Time of a batch in a stage; queue is a job's wait.", ("stage",), buckets=_SECONDS

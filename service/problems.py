@@ -18,12 +18,15 @@ from adapters.errors import (
     InvalidText,
     NotReady,
     Overloaded,
+    StoreUnavailable,
     TextTooLong,
     TonearmError,
     TooManyTexts,
     TooManyTokens,
     Unauthorized,
     UnknownAdapter,
+    UnknownExperiment,
+    UnknownRequest,
     VerificationError,
     WorkerLost,
 )
@@ -46,6 +49,9 @@ TABLE: dict[type[TonearmError], Kind] = {
     Unauthorized: Kind(401, "unauthorized", "A key is needed"),
     Forbidden: Kind(403, "forbidden", "The key does not allow this"),
     UnknownAdapter: Kind(404, "unknown-adapter", "No such adapter"),
+    UnknownRequest: Kind(404, "unknown-request", "No such request"),
+    UnknownExperiment: Kind(404, "unknown-experiment", "No such experiment"),
+    StoreUnavailable: Kind(503, "store-unavailable", "The database does not answer"),
     VerificationError: Kind(409, "adapter-refused", "The adapter is registered but must not be served"),
     InvalidText: Kind(422, "invalid-text", "Not a text"),
     TextTooLong: Kind(413, "text-too-long", "The text is too long"),
@@ -62,7 +68,7 @@ TABLE: dict[type[TonearmError], Kind] = {
     TonearmError: Kind(500, "internal", "Internal error"),
 }
 
-_RETRY_AFTER_S: dict[type[TonearmError], float] = {NotReady: 1, WorkerLost: 3, BankFull: 10}
+_RETRY_AFTER_S: dict[type[TonearmError], float] = {NotReady: 1, WorkerLost: 3, BankFull: 10, StoreUnavailable: 5}
 """For errors that pass by themselves; a worker is replaced in about three seconds."""
 
 

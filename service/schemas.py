@@ -146,6 +146,24 @@ class ExperimentEntry(BaseModel):
     arms: list[ArmEntry]
 
 
+class ArmResult(ArmEntry):
+    """An arm and its numbers so far."""
+
+    texts: int = Field(description="Answered.")
+    units: int = Field(description="By how many units.")
+    labelled: int = Field(description="Of the texts, those with feedback.")
+    accuracy: float | None = Field(description="Of the labelled; null without any.")
+    accuracy_low: float | None = Field(description="95 % Wilson interval, for one look at a number fixed before.")
+    accuracy_high: float | None
+    mean_took_ms: float | None
+
+
+class ExperimentResult(BaseModel):
+    name: str
+    salt: str
+    arms: list[ArmResult]
+
+
 class ExperimentList(BaseModel):
     experiments: list[ExperimentEntry]
     error: str | None = Field(description="What is wrong with the file as it is now; the last good one is in force.")

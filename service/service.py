@@ -14,9 +14,11 @@ from service.experiments import Experiments
 from service.mailbox import Mailbox
 from service.run_directory import RunDirectory
 from service.settings import Settings
+from service.store import Store
 from service.watch import Watch
 
 _REFUSING_LOOKS = 5
+_FLUSH_TIMEOUT_S = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +29,7 @@ class Service:
     def __init__(self, settings: Settings, run_directory: RunDirectory, worker_ids: range, mailbox: Mailbox) -> None:
         """
         Raises:
-            SettingsError: the experiments file is wrong.
+            SettingsError: the experiments file is wrong, or the database cannot be used.
         """
         self.settings = settings
         self.run_directory = run_directory
@@ -35,6 +37,8 @@ class Service:
         self.mailbox = mailbox
         self.watch = Watch(run_directory, worker_ids, mailbox)
         self.experiments = Experiments(settings.experiments_file, self.registry)
+        self.store = Store(settings.database_url, settings.retention_days)
+        self.store.migrate()
         self._parent = os.getpid()
         self._refusing_since_s: float | None = None
         self._refusing_looks = 0
@@ -46,6 +50,7 @@ class Service:
         Args:
             receiver: the task that brings replies in.
         """
+        self.store.start()
         watching = asyncio.create_task(self.watch.follow(receiver, self._on_look), name="watch")
         try:
             yield
@@ -53,6 +58,7 @@ class Service:
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
+            await asyncio.to_thread(self.store.stop, _FLUSH_TIMEOUT_S)
 
     def _on_look(self) -> None:
         self.experiments.refresh()

@@ -60,6 +60,10 @@ class Settings(BaseSettings):
         "base", description="Answers where neither X-Adapter nor an experiment chooses."
     )
     experiments_file: Path | None = Field(None, description="experiments.yaml; re-read when it changes.")
+    database_url: str = Field(
+        "sqlite:///tonearm.db", description="Exposures and feedback: sqlite:///file.db or postgresql://…"
+    )
+    retention_days: float = Field(90, gt=0, le=36500, description="How long exposures and feedback are kept.")
     max_resident_adapters: int = Field(2048, ge=1, le=65536, description="Adapters in the bank at once, at most.")
     bank_memory_mb: int = Field(
         1024, ge=1, description="MiB that the bank may take; where adapters are large, fewer are in it at once."

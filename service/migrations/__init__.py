@@ -1,0 +1,1 @@
+"""The database's history, for Alembic. A migration never changes once it was released."""

@@ -127,6 +127,9 @@ class Store:
             self._url = self._url.set(drivername="postgresql+psycopg")
         self._retention_s = retention_days * 86_400
         self._queue: queue.Queue[Exposure] = queue.Queue(_MOST_QUEUED)
+        self._taken = 0
+        """Exposures that have left the queue and are in the database, or never will be."""
+        self._put = 0
         self._stopping = threading.Event()
         self._engine: sa.Engine | None = None
         self._writer: threading.Thread | None = None
@@ -185,6 +188,7 @@ class Store:
         for at, exposure in enumerate(exposures):
             try:
                 self._queue.put_nowait(exposure)
+                self._put += 1
             except queue.Full:
                 metrics.exposures.labels("dropped").inc(len(exposures) - at)
                 return
@@ -199,6 +203,9 @@ class Store:
             UnknownRequest: no such text was answered, as far as is remembered.
             StoreUnavailable: the database does not take it; nothing is written.
         """
+        put, deadline_s = self._put, time.monotonic() + _BUSY_TIMEOUT_S
+        while self._taken < put and time.monotonic() < deadline_s:  # first what this process itself has queued
+            time.sleep(FLUSH_EVERY_S / 4)
         deadline_s = time.monotonic() + HORIZON_S
         try:
             while not self._exposed(request_id, text):
@@ -288,6 +295,7 @@ class Store:
             batch = self._take()
             if batch:
                 self._write(batch)
+                self._taken += len(batch)
             elif last:
                 return
             elif time.monotonic() >= retention_due_s:

@@ -16,15 +16,20 @@ EXAMPLES: list[TonearmError] = [
     errors.TooManyTexts(2000, 1024),
     errors.Unauthorized("no key"),
     errors.Forbidden("not you"),
-    errors.Overloaded(10, 10, 3),
+    errors.Overloaded(10, 10, 300, 1000, 3),
     errors.NotReady("starting"),
     errors.WorkerLost("gone"),
     errors.BankFull(64),
     errors.InvalidText("half a character"),
     errors.InferenceFailed("broke"),
     errors.DeadlineExceeded(30.0),
+    errors.TooManyTokens(10_000, 1000),
+    errors.CallerGone("hung up"),
+    errors.UnknownRequest("r", 0),
+    errors.UnknownExperiment("nothing"),
+    errors.StoreUnavailable("gone"),
 ]
-STATUSES = [400, 404, 409, 413, 413, 401, 403, 429, 503, 503, 503, 422, 500, 504]
+STATUSES = [400, 404, 409, 413, 413, 401, 403, 429, 503, 503, 503, 422, 500, 504, 413, 499, 404, 404, 503]
 
 
 def leaves(error: type[TonearmError]) -> set[type[TonearmError]]:
@@ -53,5 +58,5 @@ def test_an_unforeseen_error_tells_the_caller_nothing() -> None:
 
 
 def test_retry_after() -> None:
-    assert problem_response(errors.Overloaded(10, 10, 7), "r").headers["Retry-After"] == "7"
+    assert problem_response(errors.Overloaded(10, 10, 300, 1000, 7), "r").headers["Retry-After"] == "7"
     assert problem_response(errors.WorkerLost("x"), "r").headers["Retry-After"] == "3"

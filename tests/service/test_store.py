@@ -1,0 +1,219 @@
+"""Exposures and feedback: written, found again, hashed, forgotten, and not lost to a kill. On SQLite and PostgreSQL."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from adapters.errors import SettingsError, StoreUnavailable, UnknownRequest
+from service.store import Exposure, Store
+from tests.service.running import ROOT, Service, free_port
+
+
+def exposure(request_id: str, text: int = 0, **values: object) -> Exposure:
+    found = Exposure(request_id, text, "movies@1", time.time(), "films", "treatment", "user-42", "positive", 0.9, 12.5)
+    return found._replace(**values)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL of the tests' own."""
+    binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/postgresql").is_dir() else []
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'tonearm[postgres]'")
+    if not binaries and shutil.which("initdb") is None:
+        pytest.skip("PostgreSQL is not installed here: Debian's package postgresql brings it")
+    bin_directory = binaries[-1] if binaries else Path(str(shutil.which("initdb"))).parent
+    root, port = tmp_path_factory.mktemp("postgres"), free_port()
+    as_user: dict[str, object] = {}
+    if os.geteuid() == 0:  # PostgreSQL does not run as root
+        shutil.chown(root, "postgres", "postgres")
+        for parent in list(root.parents)[:3]:
+            parent.chmod(parent.stat().st_mode | 0o055)
+        as_user = {"user": "postgres", "group": "postgres"}
+    data = root / "data"
+    run = [str(bin_directory / "initdb"), "-D", str(data), "-A", "trust", "-U", "tonearm", "-E", "UTF8"]
+    subprocess.run(run, check=True, capture_output=True, cwd=root, **as_user)  # type: ignore[call-overload]
+    command = [str(bin_directory / "postgres"), "-D", str(data), "-p", str(port), "-k", str(root)]
+    server = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL, **as_user)  # type: ignore[call-overload]
+    try:
+        yield f"postgresql://tonearm@127.0.0.1:{port}/postgres"
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    found: str = request.getfixturevalue("postgres")
+    engine = sa.create_engine(found.replace("postgresql:", "postgresql+psycopg:"))
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with engine.begin() as connection:
+                connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+                connection.execute(sa.text("CREATE SCHEMA public"))
+            return found
+        except sa.exc.OperationalError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[Store]:
+    store = Store(url, retention_days=30)
+    store.migrate()
+    store.start()
+    yield store
+    store.stop(5)
+
+
+def test_feedback_finds_what_was_exposed_a_moment_ago(store: Store) -> None:
+    store.expose([exposure("r1"), exposure("r1", 1, label="negative")])
+    assert store.feedback("r1", 0, "positive") is False
+    assert store.feedback("r1", 0, "positive") is False  # said again
+    assert store.feedback("r1", 1, "positive") is False
+    assert store.feedback("r1", 1, "negative") is True  # corrected
+    (arm,) = store.arms("films")
+    assert (arm.arm, arm.texts, arm.units, arm.labelled, arm.correct) == ("treatment", 2, 1, 2, 2)
+    with pytest.raises(UnknownRequest, match="from 0"):
+        store.feedback("r1", 2, "positive")
+
+
+def test_arms_are_counted_apart_and_explicit_requests_not_at_all(store: Store) -> None:
+    store.expose([exposure(f"t{at}", unit=f"u{at % 5}") for at in range(40)])
+    store.expose([exposure(f"c{at}", arm="control", unit=None if at else "u") for at in range(10)])
+    store.expose([exposure("direct", experiment=None, arm=None, unit=None)])
+    for at in range(20):
+        store.feedback(f"t{at}", 0, "positive" if at % 4 else "negative")
+    assert store.feedback("direct", 0, "positive") is False
+    control, treatment = store.arms("films")
+    assert (control.arm, control.texts, control.units, control.labelled) == ("control", 10, 1, 0)
+    assert (treatment.texts, treatment.units, treatment.labelled, treatment.correct) == (40, 5, 20, 15)
+    assert treatment.mean_took_ms == pytest.approx(12.5)
+    assert store.arms("nothing") == []
+
+
+def test_units_are_hashed_and_a_request_id_used_twice_counts_once(store: Store, url: str) -> None:
+    store.expose([exposure("r", unit="mail@example.org")])
+    store.expose([exposure("r", unit="mail@example.org", label="negative")])
+    store.feedback("r", 0, "positive")
+    assert store.arms("films")[0].texts == 1
+    with store._running.connect() as connection:
+        rows = connection.execute(sa.text("SELECT unit, label FROM exposures")).all()
+    assert len(rows) == 1 and len(rows[0][0]) == 32 and "mail" not in rows[0][0] and rows[0][1] == "positive"
+    again = Store(url, 30)
+    again.start()
+    assert again._hashed("mail@example.org") == rows[0][0]  # the same unit after a restart
+    again.stop(5)
+
+
+def test_the_old_is_forgotten(url: str) -> None:
+    store = Store(url, retention_days=1)
+    store.migrate()
+    store.migrate()  # every start does
+    store.start()
+    store.expose([exposure("old", at_s=time.time() - 3 * 86_400), exposure("new")])
+    store.feedback("new", 0, "positive")
+    store._forget_old()
+    with pytest.raises(UnknownRequest):
+        store.feedback("old", 0, "positive")
+    assert store.arms("films")[0].texts == 1
+    store.stop(5)
+
+
+def test_stopping_writes_what_is_queued(url: str) -> None:
+    store = Store(url, 30)
+    store.migrate()
+    store.start()
+    store.expose([exposure(f"r{at}") for at in range(5000)])
+    store.stop(20)
+    reader = Store(url, 30)
+    reader.start()
+    assert reader.arms("films")[0].texts == 5000
+    reader.stop(5)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["nonsense", "mysql://u:secret-word@h/d", "postgresql://u:secret-word@127.0.0.1:1/d", "sqlite:////proc/no/x.db"],
+)
+def test_a_database_that_cannot_be_used_stops_the_start(bad: str) -> None:
+    if bad.startswith("postgresql"):
+        pytest.importorskip("psycopg")
+    with pytest.raises((SettingsError, OSError)) as caught:
+        Store(bad, 30).migrate()
+    assert "secret-word" not in str(caught.value)
+
+
+_WRITER = """
+import sys, time
+from service.store import Exposure, Store
+store = Store(sys.argv[1], 30)
+store.migrate()
+store.start()
+at = 0
+while True:
+    store.expose([Exposure(f"r{at}", 0, "movies@1", time.time(), "films", "a", "u", "positive", 0.9, 1.0)])
+    exposed_s = time.time()
+    store.feedback(f"r{at}", 0, "positive")
+    print(at, flush=True)
+    at += 1
+"""
+
+
+def test_a_kill_loses_no_acknowledged_feedback(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/store.db"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, url], stdout=subprocess.PIPE, env=environment)
+    assert writer.stdout is not None
+    acknowledged = [int(writer.stdout.readline()) for _ in range(30)]
+    writer.kill()
+    acknowledged += [int(line) for line in writer.stdout.read().split()]
+    writer.wait()
+    reader = Store(url, 30)
+    reader.start()
+    (arm,) = reader.arms("films")
+    assert arm.labelled >= len(acknowledged) and arm.texts >= len(acknowledged)
+    reader.stop(5)
+
+
+# Through the service
+
+
+def test_feedback_over_http(service: Service) -> None:
+    units = {f"unit-{at}" for at in range(12)}
+    ids = [
+        service.client.post("/classify", json={"text": "a fine film"}, headers={"X-Unit-Id": unit}).json()
+        for unit in sorted(units)
+    ]
+    for answer in ids:
+        said = service.client.post("/feedback", json={"request_id": answer["request_id"], "label": answer["label"]})
+        assert said.status_code == 200 and said.json()["replaced"] is False
+    listed = service.client.get("/experiments").json()["experiments"][0]["name"]
+    result = service.client.get(f"/experiments/{listed}").json()
+    arms = {arm["name"]: arm for arm in result["arms"]}
+    for name in {answer["arm"] for answer in ids}:
+        mine = sum(answer["arm"] == name for answer in ids)
+        assert arms[name]["labelled"] >= mine and arms[name]["texts"] >= mine and arms[name]["accuracy"] == 1.0
+        assert 0 < arms[name]["accuracy_low"] < arms[name]["accuracy_high"] == 1.0
+    many = service.classify(["one", "two"], "movies").json()["results"]
+    body = {"request_id": many[1]["request_id"], "label": "negative", "text": 1}
+    assert service.client.post("/feedback", json=body).status_code == 200
+    unknown = service.client.post("/feedback", json={"request_id": "never", "label": "negative"})
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "urn:tonearm:problem:unknown-request")
+    assert service.client.post("/feedback", json={"request_id": "x"}).status_code == 422
+    assert service.client.get("/experiments/nobody").status_code == 404
+
+
+def test_before_it_runs_it_says_so() -> None:
+    with pytest.raises(StoreUnavailable):
+        Store("sqlite://", 1).arms("films")

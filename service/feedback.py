@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.concurrency import run_in_threadpool
 
 from service.asking import XRequestId
 from service.schemas import Text, problem_answers
@@ -36,5 +35,5 @@ class FeedbackAnswer(BaseModel):
 async def feedback(request: Request, body: FeedbackBody, x_request_id: XRequestId = None) -> FeedbackAnswer:
     """It is on disk when this answers. Saying the same again changes nothing; another label takes the place."""
     service: Service = request.app.state.service
-    replaced = await run_in_threadpool(service.store.feedback, body.request_id, body.text, body.label)
+    replaced = await service.store.feedback(body.request_id, body.text, body.label)
     return FeedbackAnswer(request_id=body.request_id, text=body.text, label=body.label, replaced=replaced)

@@ -35,6 +35,8 @@ def serve(settings: Settings) -> int:
         TonearmError: it cannot start, and why.
     """
     configure_logs(settings.log_level)
+    from service.head import BoundedHead
+
     with _run_directory() as run_directory:
         server = _build(settings, run_directory)
         drain = Drain(server, settings, run_directory)
@@ -48,6 +50,7 @@ def serve(settings: Settings) -> int:
                 generate_client_file=False,
                 log_config=None,
                 access_log=False,
+                http=BoundedHead,
             )
         except RuntimeError as error:
             _kill_children()

@@ -4,6 +4,7 @@ An exposure is written off the request's path, in batches, from a bounded queue:
 exposures, which are counted, and never an answer. Feedback is in the database before it is acknowledged.
 """
 
+import asyncio
 import hashlib
 import queue
 import secrets
@@ -123,6 +124,8 @@ class Store:
         self._backend = self._url.get_backend_name()
         if self._backend not in ("sqlite", "postgresql"):
             raise _bad_url(url)
+        if self._backend == "sqlite" and self._url.database in (None, "", ":memory:"):
+            raise _bad_url(url)  # each connection would have a database of its own
         if self._backend == "postgresql" and self._url.drivername == "postgresql":
             self._url = self._url.set(drivername="postgresql+psycopg")
         self._retention_s = retention_days * 86_400
@@ -193,7 +196,7 @@ class Store:
                 metrics.exposures.labels("dropped").inc(len(exposures) - at)
                 return
 
-    def feedback(self, request_id: str, text: int, label: str) -> bool:
+    async def feedback(self, request_id: str, text: int, label: str) -> bool:
         """Write down the truth about one text; on disk when this returns. Saying it again changes nothing.
 
         Returns:
@@ -205,13 +208,20 @@ class Store:
         """
         put, deadline_s = self._put, time.monotonic() + _BUSY_TIMEOUT_S
         while self._taken < put and time.monotonic() < deadline_s:  # first what this process itself has queued
-            time.sleep(FLUSH_EVERY_S / 4)
+            await asyncio.sleep(FLUSH_EVERY_S / 4)
         deadline_s = time.monotonic() + HORIZON_S
-        try:
-            while not self._exposed(request_id, text):
+        while True:
+            try:
+                return await asyncio.to_thread(self._note_feedback, request_id, text, label)
+            except UnknownRequest:
                 if time.monotonic() > deadline_s:
-                    raise UnknownRequest(request_id, text)
-                time.sleep(FLUSH_EVERY_S)
+                    raise
+            await asyncio.sleep(FLUSH_EVERY_S)
+
+    def _note_feedback(self, request_id: str, text: int, label: str) -> bool:
+        try:
+            if not self._exposed(request_id, text):
+                raise UnknownRequest(request_id, text)
             with self._running.begin() as connection:
                 key = (_FEEDBACK.c.request_id == request_id) & (_FEEDBACK.c.text == text)
                 before = connection.execute(sa.select(_FEEDBACK.c.label).where(key)).scalar_one_or_none()

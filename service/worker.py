@@ -128,6 +128,7 @@ class Worker:
         self._heard = self._begun = self._obeyed = 0
         self._pinned_by_order: frozenset[AdapterId] = frozenset()
         self._pinned_by_setting: frozenset[AdapterId] = frozenset()
+        self._pinned_absent: str | None = None
         self._starting: set[AdapterId] | None = None
         """Adapters that must be tried before the worker is ready; None until the first look at the registry."""
         self._ready = False
@@ -199,15 +200,16 @@ class Worker:
         """What the setting pins: `name` follows the newest version, `name@3` and aliases stay."""
         by_name = {adapter.name: adapter for adapter in newest}
         found = set()
+        self._pinned_absent = None
         for text in self._settings.pinned_adapters:
             reference = parse_reference(text)
             if reference.version is None and reference.alias is None and reference.name in by_name:
                 found.add(by_name[reference.name])
-            else:
-                try:
-                    found.add(self._aliases.resolve(text))
-                except AdapterError:
-                    continue  # not there (yet): `_not_ready_because` says so
+                continue
+            try:
+                found.add(self._aliases.resolve(text))
+            except AdapterError:
+                self._pinned_absent = text
         return frozenset(found)
 
     def _load_pinned(self) -> list[AdapterId]:
@@ -237,9 +239,9 @@ class Worker:
                 return f"the pinned {self._failed[adapter].error}"
             if adapter not in self._resident:
                 return f"the pinned adapter {adapter} is not loaded yet"
-        names = {adapter.name for adapter in self._pinned_by_setting}
-        absent = [text for text in self._settings.pinned_adapters if parse_reference(text).name not in names]
-        return f"the pinned adapter {absent[0]} is not in the registry" if absent else None
+        if self._pinned_absent is not None:
+            return f"the pinned adapter {self._pinned_absent} is not in the registry"
+        return None
 
     def _become_ready_if_started(self) -> None:
         if not self._ready and self._starting is not None and not self._starting and self._not_ready_because() is None:

@@ -1,5 +1,6 @@
 """Other protocols' ways in give the same answers as our own."""
 
+import socket
 from typing import Any
 
 import httpx
@@ -104,3 +105,23 @@ def test_long_texts_in_windows(service: Service) -> None:
     assert cut["windows"] == 1 and cut["truncated"] is True and cut["tokens"] < whole["tokens"]
     too_long = service.classify("word " * 5000, "short", long_text="windows")
     assert too_long.status_code == 413 and "windows" in too_long.json()["detail"]
+
+
+def test_a_head_without_end_is_refused(service: Service) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
+        connection.sendall(b"POST /classify HTTP/1.1\r\nhost: x\r\n")
+        sent, answer = 0, b""
+        try:
+            while sent < 4 * 2**20 and not answer:
+                connection.sendall(b"x-filler-%d: " % sent + b"a" * 8000 + b"\r\n")
+                sent += 8000
+                connection.settimeout(0.01)
+                try:
+                    answer = connection.recv(4096)
+                except TimeoutError:
+                    connection.settimeout(10)
+            assert answer.startswith(b"HTTP/1.1 431"), answer
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # closed on us while we were still talking
+        assert sent < 2**20
+    assert service.classify("a fine film", "movies").status_code == 200

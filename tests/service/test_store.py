@@ -1,5 +1,6 @@
 """Exposures and feedback: written, found again, hashed, forgotten, and not lost to a kill. On SQLite and PostgreSQL."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -20,6 +21,10 @@ from tests.service.running import ROOT, Service, free_port
 def exposure(request_id: str, text: int = 0, **values: object) -> Exposure:
     found = Exposure(request_id, text, "movies@1", time.time(), "films", "treatment", "user-42", "positive", 0.9, 12.5)
     return found._replace(**values)  # type: ignore[arg-type]
+
+
+def said(store: Store, request_id: str, text: int, label: str) -> bool:
+    return asyncio.run(store.feedback(request_id, text, label))
 
 
 @pytest.fixture(scope="session")
@@ -78,14 +83,14 @@ def store(url: str) -> Iterator[Store]:
 
 def test_feedback_finds_what_was_exposed_a_moment_ago(store: Store) -> None:
     store.expose([exposure("r1"), exposure("r1", 1, label="negative")])
-    assert store.feedback("r1", 0, "positive") is False
-    assert store.feedback("r1", 0, "positive") is False  # said again
-    assert store.feedback("r1", 1, "positive") is False
-    assert store.feedback("r1", 1, "negative") is True  # corrected
+    assert said(store, "r1", 0, "positive") is False
+    assert said(store, "r1", 0, "positive") is False  # said again
+    assert said(store, "r1", 1, "positive") is False
+    assert said(store, "r1", 1, "negative") is True  # corrected
     (arm,) = store.arms("films")
     assert (arm.arm, arm.texts, arm.units, arm.labelled, arm.correct) == ("treatment", 2, 1, 2, 2)
     with pytest.raises(UnknownRequest, match="from 0"):
-        store.feedback("r1", 2, "positive")
+        said(store, "r1", 2, "positive")
 
 
 def test_arms_are_counted_apart_and_explicit_requests_not_at_all(store: Store) -> None:
@@ -93,8 +98,8 @@ def test_arms_are_counted_apart_and_explicit_requests_not_at_all(store: Store) -
     store.expose([exposure(f"c{at}", arm="control", unit=None if at else "u") for at in range(10)])
     store.expose([exposure("direct", experiment=None, arm=None, unit=None)])
     for at in range(20):
-        store.feedback(f"t{at}", 0, "positive" if at % 4 else "negative")
-    assert store.feedback("direct", 0, "positive") is False
+        said(store, f"t{at}", 0, "positive" if at % 4 else "negative")
+    assert said(store, "direct", 0, "positive") is False
     control, treatment = store.arms("films")
     assert (control.arm, control.texts, control.units, control.labelled) == ("control", 10, 1, 0)
     assert (treatment.texts, treatment.units, treatment.labelled, treatment.correct) == (40, 5, 20, 15)
@@ -105,7 +110,7 @@ def test_arms_are_counted_apart_and_explicit_requests_not_at_all(store: Store) -
 def test_units_are_hashed_and_a_request_id_used_twice_counts_once(store: Store, url: str) -> None:
     store.expose([exposure("r", unit="mail@example.org")])
     store.expose([exposure("r", unit="mail@example.org", label="negative")])
-    store.feedback("r", 0, "positive")
+    said(store, "r", 0, "positive")
     assert store.arms("films")[0].texts == 1
     with store._running.connect() as connection:
         rows = connection.execute(sa.text("SELECT unit, label FROM exposures")).all()
@@ -122,10 +127,10 @@ def test_the_old_is_forgotten(url: str) -> None:
     store.migrate()  # every start does
     store.start()
     store.expose([exposure("old", at_s=time.time() - 3 * 86_400), exposure("new")])
-    store.feedback("new", 0, "positive")
+    said(store, "new", 0, "positive")
     store._forget_old()
     with pytest.raises(UnknownRequest):
-        store.feedback("old", 0, "positive")
+        said(store, "old", 0, "positive")
     assert store.arms("films")[0].texts == 1
     store.stop(5)
 
@@ -144,7 +149,13 @@ def test_stopping_writes_what_is_queued(url: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["nonsense", "mysql://u:secret-word@h/d", "postgresql://u:secret-word@127.0.0.1:1/d", "sqlite:////proc/no/x.db"],
+    [
+        "nonsense",
+        "sqlite://",
+        "mysql://u:secret-word@h/d",
+        "postgresql://u:secret-word@127.0.0.1:1/d",
+        "sqlite:////proc/no/x.db",
+    ],
 )
 def test_a_database_that_cannot_be_used_stops_the_start(bad: str) -> None:
     if bad.startswith("postgresql"):
@@ -155,7 +166,7 @@ def test_a_database_that_cannot_be_used_stops_the_start(bad: str) -> None:
 
 
 _WRITER = """
-import sys, time
+import asyncio, sys, time
 from service.store import Exposure, Store
 store = Store(sys.argv[1], 30)
 store.migrate()
@@ -164,7 +175,7 @@ at = 0
 while True:
     store.expose([Exposure(f"r{at}", 0, "movies@1", time.time(), "films", "a", "u", "positive", 0.9, 1.0)])
     exposed_s = time.time()
-    store.feedback(f"r{at}", 0, "positive")
+    asyncio.run(store.feedback(f"r{at}", 0, "positive"))
     print(at, flush=True)
     at += 1
 """
@@ -216,4 +227,4 @@ def test_feedback_over_http(service: Service) -> None:
 
 def test_before_it_runs_it_says_so() -> None:
     with pytest.raises(StoreUnavailable):
-        Store("sqlite://", 1).arms("films")
+        Store("sqlite:///never-made.db", 1).arms("films")

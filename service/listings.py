@@ -13,19 +13,17 @@ from adapters.errors import UnknownExperiment, VerificationError
 from adapters.manifest import MANIFEST, read_manifest
 from adapters.reference import AdapterId
 from adapters.store import Registry
-from service.routing import Arm, Experiment
+from service.analysis import analyse
 from service.run_directory import ResidentAdapter
 from service.schemas import (
     AdapterList,
     ArmEntry,
-    ArmResult,
     ExperimentEntry,
     ExperimentList,
     ExperimentResult,
     problem_answers,
 )
 from service.service import Service
-from service.store import ArmCounts
 
 router = APIRouter(tags=["listings"])
 
@@ -139,38 +137,15 @@ def _version(
 
 
 # Not async: it asks the database.
-@router.get("/experiments/{name}", responses=problem_answers(401, 404, 503), summary="One experiment and its numbers")
+@router.get("/experiments/{name}", responses=problem_answers(401, 404, 503), summary="One experiment and its verdict")
 def experiment(request: Request, name: str) -> ExperimentResult:
-    """Per arm: texts, units, feedback and accuracy."""
+    """Per arm texts, units, feedback, accuracy; each against the first, with an interval that holds at every look."""
     service: Service = request.app.state.service
     found = next((experiment for experiment in service.experiments.current if experiment.name == name), None)
     if found is None:
         known = ", ".join(experiment.name for experiment in service.experiments.current) or "none"
         raise UnknownExperiment(f"no experiment {name!r} is in force; in force: {known}")
-    counts = {arm.arm: arm for arm in service.store.arms(name)}
-    return ExperimentResult(name=found.name, salt=found.salt, arms=[_arm(found, arm, counts) for arm in found.arms])
-
-
-def _arm(experiment: Experiment, arm: Arm, counts: Mapping[str, ArmCounts]) -> ArmResult:
-    found = counts.get(arm.name)
-    low = high = None
-    if found is not None and found.labelled:
-        from scipy.stats import binomtest  # takes a second to import, and most processes never ask
-
-        interval = binomtest(found.correct, found.labelled).proportion_ci(0.95, method="wilson")
-        low, high = float(interval.low), float(interval.high)
-    return ArmResult(
-        name=arm.name,
-        adapter=arm.adapter,
-        share=arm.weight / experiment.total_weight,
-        texts=found.texts if found else 0,
-        units=found.units if found else 0,
-        labelled=found.labelled if found else 0,
-        accuracy=found.correct / found.labelled if found and found.labelled else None,
-        accuracy_low=low,
-        accuracy_high=high,
-        mean_took_ms=found.mean_took_ms if found else None,
-    )
+    return ExperimentResult.of(found, analyse(service.store.arms(found)))
 
 
 @router.get("/experiments", responses=problem_answers(401), summary="Experiments in force")

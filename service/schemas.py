@@ -1,12 +1,15 @@
 """Bodies of requests and answers, as they stand in the OpenAPI document."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from engine.rows import LongText
+from service.analysis import Analysis
 from service.problems import MEDIA_TYPE
+from service.routing import Experiment
 
 
 def _encodable(text: str) -> str:
@@ -147,21 +150,57 @@ class ExperimentEntry(BaseModel):
 
 
 class ArmResult(ArmEntry):
-    """An arm and its numbers so far."""
+    """An arm and its numbers so far; null without feedback."""
 
     texts: int = Field(description="Answered.")
     units: int = Field(description="By how many units.")
     labelled: int = Field(description="Of the texts, those with feedback.")
-    accuracy: float | None = Field(description="Of the labelled; null without any.")
-    accuracy_low: float | None = Field(description="95 % Wilson interval, for one look at a number fixed before.")
-    accuracy_high: float | None
+    coverage: float = Field(description="The same as a share.")
+    accuracy: float | None
+    macro_f1: float | None
+    calibration_error: float | None = Field(description="Expected calibration error over ten bins.")
     mean_took_ms: float | None
+
+
+class Bounds(BaseModel):
+    low: float
+    high: float
+
+
+class DifferenceResult(BaseModel):
+    """An arm's accuracy less the first arm's."""
+
+    arm: str
+    accuracy: float
+    anytime: Bounds = Field(description="95 %, at all looks at once: what the verdict goes by.")
+    fixed: Bounds = Field(description="95 % for one look settled before; not to stop by.")
+    verdict: Literal["better", "worse", "undecided"]
 
 
 class ExperimentResult(BaseModel):
     name: str
     salt: str
     arms: list[ArmResult]
+    differences: list[DifferenceResult] = Field(description="None while an arm has fewer than 30 labelled units.")
+    sample_ratio_p: float | None = Field(description="Of the units' split against the weights; below 0.001 it is void.")
+    void: bool
+    warnings: list[str]
+
+    @classmethod
+    def of(cls, experiment: Experiment, analysis: Analysis) -> Self:
+        shares = [(arm.adapter, arm.weight / experiment.total_weight) for arm in experiment.arms]
+        return cls(
+            name=experiment.name,
+            salt=experiment.salt,
+            arms=[
+                ArmResult(adapter=adapter, share=share, **asdict(arm))
+                for arm, (adapter, share) in zip(analysis.arms, shares, strict=True)
+            ],
+            differences=[DifferenceResult(**asdict(difference)) for difference in analysis.differences],
+            sample_ratio_p=analysis.sample_ratio_p,
+            void=analysis.void,
+            warnings=list(analysis.warnings),
+        )
 
 
 class ExperimentList(BaseModel):

@@ -21,6 +21,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.errors import SettingsError, StoreUnavailable, UnknownRequest
 from service import metrics
+from service.analysis import ArmData, UnitSums
+from service.routing import Experiment
 
 METADATA = sa.MetaData()
 
@@ -91,22 +93,6 @@ class Exposure(NamedTuple):
     label: str
     score: float
     took_ms: float
-
-
-class ArmCounts(NamedTuple):
-    """An arm's numbers so far.
-
-    Attributes:
-        texts, units: answered, and by how many units.
-        labelled, correct: of the texts, those with feedback, and those where it agrees.
-    """
-
-    arm: str
-    texts: int
-    units: int
-    labelled: int
-    correct: int
-    mean_took_ms: float
 
 
 class Store:
@@ -238,36 +224,56 @@ class Store:
             raise StoreUnavailable("the database does not answer; nothing was written, try again") from None
         return before is not None and before != label
 
-    def arms(self, experiment: str) -> list[ArmCounts]:
-        """Numbers of each arm that has answered anything, in the order of their names.
+    def arms(self, experiment: Experiment) -> list[ArmData]:
+        """What was answered and said of each arm, in the experiment's order.
 
         Raises:
             StoreUnavailable: the database does not answer.
         """
         exposed, truth = _EXPOSURES.c, _FEEDBACK.c
-        joined = _EXPOSURES.outerjoin(
-            _FEEDBACK, (exposed.request_id == truth.request_id) & (exposed.text == truth.text)
-        )
-        query = (
+        both = _EXPOSURES.join(_FEEDBACK, (exposed.request_id == truth.request_id) & (exposed.text == truth.text))
+        of_experiment = exposed.experiment == experiment.name
+        right = sa.case((truth.label == exposed.label, 1), else_=0)
+        tenth = sa.case(*((exposed.score >= at / 10, at) for at in range(9, 0, -1)), else_=0)
+        queries = (
             sa.select(
-                exposed.arm,
-                sa.func.count(),
-                sa.func.count(exposed.unit.distinct()),
-                sa.func.count(truth.label),
-                sa.func.sum(sa.case((truth.label == exposed.label, 1), else_=0)),
-                sa.func.avg(exposed.took_ms),
+                exposed.arm, sa.func.count(), sa.func.count(exposed.unit.distinct()), sa.func.avg(exposed.took_ms)
             )
-            .select_from(joined)
-            .where(exposed.experiment == experiment)
-            .group_by(exposed.arm)
-            .order_by(exposed.arm)
+            .where(of_experiment)
+            .group_by(exposed.arm),
+            sa.select(exposed.arm, sa.func.count(), sa.func.sum(right))
+            .select_from(both)
+            .where(of_experiment)
+            .group_by(exposed.arm, exposed.unit),
+            sa.select(exposed.arm, exposed.label, truth.label, sa.func.count())
+            .select_from(both)
+            .where(of_experiment)
+            .group_by(exposed.arm, exposed.label, truth.label),
+            sa.select(exposed.arm, tenth, sa.func.count(), sa.func.sum(right), sa.func.sum(exposed.score))
+            .select_from(both)
+            .where(of_experiment)
+            .group_by(exposed.arm, tenth),
         )
         try:
             with self._running.connect() as connection:
-                return [ArmCounts(*row) for row in connection.execute(query)]
+                totals, units, pairs, tenths = (connection.execute(query).all() for query in queries)
         except SQLAlchemyError as error:
             log.error("store_unreadable", reason=_reason(error))
             raise StoreUnavailable("the database does not answer; try again") from None
+        found = {arm: (texts, unit_count, float(took_ms)) for arm, texts, unit_count, took_ms in totals}
+        return [
+            ArmData(
+                name=arm.name,
+                weight=arm.weight,
+                texts=found.get(arm.name, (0, 0, 0.0))[0],
+                units=found.get(arm.name, (0, 0, 0.0))[1],
+                sums=[UnitSums(count, int(correct)) for name, count, correct in units if name == arm.name],
+                confusion={(said, true): count for name, said, true, count in pairs if name == arm.name},
+                bins=[(count, int(correct), scores) for name, _, count, correct, scores in tenths if name == arm.name],
+                mean_took_ms=found[arm.name][2] if arm.name in found else None,
+            )
+            for arm in experiment.arms
+        ]
 
     @property
     def _running(self) -> sa.Engine:

@@ -14,8 +14,19 @@ import pytest
 import sqlalchemy as sa
 
 from adapters.errors import SettingsError, StoreUnavailable, UnknownRequest
+from service.analysis import UnitSums
+from service.routing import Arm, Experiment
 from service.store import Exposure, Store
 from tests.service.running import ROOT, Service, free_port
+
+FILMS = Experiment(
+    name="films",
+    salt="",
+    arms=(
+        Arm(name="control", adapter="base", weight=50),
+        Arm(name="treatment", adapter="movies", weight=50),
+    ),
+)
 
 
 def exposure(request_id: str, text: int = 0, **values: object) -> Exposure:
@@ -87,8 +98,10 @@ def test_feedback_finds_what_was_exposed_a_moment_ago(store: Store) -> None:
     assert said(store, "r1", 0, "positive") is False  # said again
     assert said(store, "r1", 1, "positive") is False
     assert said(store, "r1", 1, "negative") is True  # corrected
-    (arm,) = store.arms("films")
-    assert (arm.arm, arm.texts, arm.units, arm.labelled, arm.correct) == ("treatment", 2, 1, 2, 2)
+    _, arm = store.arms(FILMS)
+    assert (arm.name, arm.texts, arm.units, arm.labelled, arm.sums) == ("treatment", 2, 1, 2, [UnitSums(2, 2)])
+    assert arm.confusion == {("positive", "positive"): 1, ("negative", "negative"): 1}
+    assert arm.bins == [(2, 2, pytest.approx(1.8))]
     with pytest.raises(UnknownRequest, match="from 0"):
         said(store, "r1", 2, "positive")
 
@@ -100,18 +113,18 @@ def test_arms_are_counted_apart_and_explicit_requests_not_at_all(store: Store) -
     for at in range(20):
         said(store, f"t{at}", 0, "positive" if at % 4 else "negative")
     assert said(store, "direct", 0, "positive") is False
-    control, treatment = store.arms("films")
-    assert (control.arm, control.texts, control.units, control.labelled) == ("control", 10, 1, 0)
-    assert (treatment.texts, treatment.units, treatment.labelled, treatment.correct) == (40, 5, 20, 15)
+    control, treatment = store.arms(FILMS)
+    assert (control.name, control.texts, control.units, control.labelled) == ("control", 10, 1, 0)
+    assert (treatment.texts, treatment.units, treatment.labelled) == (40, 5, 20)
+    assert sum(unit.correct for unit in treatment.sums) == 15 and len(treatment.sums) == 5
     assert treatment.mean_took_ms == pytest.approx(12.5)
-    assert store.arms("nothing") == []
 
 
 def test_units_are_hashed_and_a_request_id_used_twice_counts_once(store: Store, url: str) -> None:
     store.expose([exposure("r", unit="mail@example.org")])
     store.expose([exposure("r", unit="mail@example.org", label="negative")])
     said(store, "r", 0, "positive")
-    assert store.arms("films")[0].texts == 1
+    assert store.arms(FILMS)[1].texts == 1
     with store._running.connect() as connection:
         rows = connection.execute(sa.text("SELECT unit, label FROM exposures")).all()
     assert len(rows) == 1 and len(rows[0][0]) == 32 and "mail" not in rows[0][0] and rows[0][1] == "positive"
@@ -131,7 +144,7 @@ def test_the_old_is_forgotten(url: str) -> None:
     store._forget_old()
     with pytest.raises(UnknownRequest):
         said(store, "old", 0, "positive")
-    assert store.arms("films")[0].texts == 1
+    assert store.arms(FILMS)[1].texts == 1
     store.stop(5)
 
 
@@ -143,7 +156,7 @@ def test_stopping_writes_what_is_queued(url: str) -> None:
     store.stop(20)
     reader = Store(url, 30)
     reader.start()
-    assert reader.arms("films")[0].texts == 5000
+    assert reader.arms(FILMS)[1].texts == 5000
     reader.stop(5)
 
 
@@ -173,7 +186,7 @@ store.migrate()
 store.start()
 at = 0
 while True:
-    store.expose([Exposure(f"r{at}", 0, "movies@1", time.time(), "films", "a", "u", "positive", 0.9, 1.0)])
+    store.expose([Exposure(f"r{at}", 0, "movies@1", time.time(), "films", "treatment", "u", "positive", 0.9, 1.0)])
     exposed_s = time.time()
     asyncio.run(store.feedback(f"r{at}", 0, "positive"))
     print(at, flush=True)
@@ -192,7 +205,7 @@ def test_a_kill_loses_no_acknowledged_feedback(tmp_path: Path) -> None:
     writer.wait()
     reader = Store(url, 30)
     reader.start()
-    (arm,) = reader.arms("films")
+    _, arm = reader.arms(FILMS)
     assert arm.labelled >= len(acknowledged) and arm.texts >= len(acknowledged)
     reader.stop(5)
 
@@ -215,7 +228,8 @@ def test_feedback_over_http(service: Service) -> None:
     for name in {answer["arm"] for answer in ids}:
         mine = sum(answer["arm"] == name for answer in ids)
         assert arms[name]["labelled"] >= mine and arms[name]["texts"] >= mine and arms[name]["accuracy"] == 1.0
-        assert 0 < arms[name]["accuracy_low"] < arms[name]["accuracy_high"] == 1.0
+        assert arms[name]["macro_f1"] == 1.0 and arms[name]["coverage"] > 0
+    assert result["void"] is False and 0 < result["sample_ratio_p"] <= 1
     many = service.classify(["one", "two"], "movies").json()["results"]
     body = {"request_id": many[1]["request_id"], "label": "negative", "text": 1}
     assert service.client.post("/feedback", json=body).status_code == 200
@@ -227,4 +241,4 @@ def test_feedback_over_http(service: Service) -> None:
 
 def test_before_it_runs_it_says_so() -> None:
     with pytest.raises(StoreUnavailable):
-        Store("sqlite:///never-made.db", 1).arms("films")
+        Store("sqlite:///never-made.db", 1).arms(FILMS)

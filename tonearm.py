@@ -1,6 +1,10 @@
-"""The front door: the command `tonearm`. Every verb lives in its own room and is imported when it is asked for."""
+"""The front door: the command `tonearm`, and the clients `tonearm.Client` and `tonearm.AsyncClient`.
+
+Every verb lives in its own room and is imported when it is asked for.
+"""
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -10,6 +14,11 @@ import engine.command
 import service.command
 import training.command
 from adapters.errors import TonearmError
+
+if TYPE_CHECKING:
+    from client import AsyncClient, Client
+
+__all__ = ["AsyncClient", "Client", "app", "main"]
 
 app = typer.Typer(
     name="tonearm",
@@ -22,6 +31,15 @@ app.command()(training.command.train)
 app.command()(service.command.serve)
 app.command()(service.command.classify)
 app.add_typer(engine.command.app, name="adapters")
+
+
+def __getattr__(name: str) -> Any:
+    """`from tonearm import Client`: imported when it is asked for, so that the command starts without it."""
+    if name in ("AsyncClient", "Client"):
+        import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def main() -> None:

@@ -4,11 +4,16 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adapters.errors import TonearmError
+
+if TYPE_CHECKING:
+    from client import Item
+
+    Answered = Item | list[Item] | list[list[Item]]
 
 _URL = "http://127.0.0.1:8000"
 
@@ -70,67 +75,62 @@ def classify(
     url: Annotated[str, typer.Option(envvar="TONEARM_URL", help="Where the service listens.")] = _URL,
     key: Annotated[str | None, typer.Option(envvar="TONEARM_API_KEY", help="A caller's key.", show_envvar=True)] = None,
     timeout_s: Annotated[float, typer.Option(help="Longest wait for the answer.")] = 60.0,
+    retries: Annotated[int, typer.Option(min=0, help="Tries after the first, where the service is busy or away.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer as it is.")] = False,
 ) -> None:
     """Ask a running service what its adapters say of one or more texts."""
     texts = texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts:
         _fail("no text: give some, or one a line on stdin")
-    body = {"text": texts[0] if len(texts) == 1 else texts}
-    answer = _post(url, body, adapter=adapter, unit=unit, key=key, timeout_s=timeout_s)
+    from client import Client, ConnectionFailed, TonearmClientError
+
+    text = texts[0] if len(texts) == 1 else texts
+    by = adapter.split(",") if adapter is not None and "," in adapter else adapter
+    try:
+        with Client(url, api_key=key or None, timeout_s=timeout_s, retries=retries) as client:
+            answer = client.classify(text, adapter=by, unit_id=unit)
+    except TonearmClientError as error:
+        if isinstance(error, ConnectionFailed) and not error.sent:
+            _fail(f"nothing listens at {url}; start the service with `tonearm serve`, or give --url")
+        _fail(str(error))
     if as_json:
-        typer.echo(json.dumps(answer, ensure_ascii=False, indent=2))
+        plain = _plain(answer)
+        typer.echo(json.dumps(plain if isinstance(plain, dict) else {"results": plain}, ensure_ascii=False, indent=2))
     else:
         _print_table(texts, answer)
 
 
-def _post(
-    url: str, body: dict[str, Any], *, adapter: str | None, unit: str | None, key: str | None, timeout_s: float
-) -> Any:
-    import httpx
-
-    headers = {"X-Adapter": adapter, "Authorization": f"Bearer {key}" if key else None}
-    headers["X-Unit-Id"] = unit
-    sent = [(name.encode(), value.encode()) for name, value in headers.items() if value is not None]
-    try:
-        response = httpx.post(f"{url.rstrip('/')}/classify", json=body, headers=sent, timeout=timeout_s)
-    except httpx.ConnectError:
-        _fail(f"nothing listens at {url}; start the service with `tonearm serve`, or give --url")
-    except httpx.HTTPError as error:
-        _fail(f"no answer from {url}: {error or type(error).__name__}")
-    if response.is_success:
-        return response.json()
-    try:
-        problem = response.json()
-        _fail(f"{problem['title']} ({problem['status']}): {problem['detail']}")
-    except (ValueError, KeyError, TypeError):
-        _fail(f"{url} answered {response.status_code} {response.reason_phrase}")
+def _plain(answer: "Answered") -> Any:
+    """As it came: with fields that this client does not know, without those that the service left out."""
+    if isinstance(answer, list):
+        return [_plain(item) for item in answer]
+    return answer.model_dump(mode="json", exclude_unset=True)
 
 
-def _print_table(texts: list[str], answer: dict[str, Any]) -> None:
+def _print_table(texts: list[str], answer: "Answered") -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from client import ItemError
+
     table = Table("text", "adapter", "label", "score", box=None, header_style="bold")
     for text, item in _flat(texts, answer):
-        if "error" in item:
-            table.add_row(escape(text), "", "[red]" + escape(item["error"]["title"]), escape(item["error"]["detail"]))
+        if isinstance(item, ItemError):
+            table.add_row(escape(text), "", "[red]" + escape(item.error.title), escape(item.error.detail))
             continue
-        by = item["adapter"] + (f" ({item['experiment']}/{item['arm']})" if item["experiment"] else "")
-        table.add_row(escape(text), by, escape(item["label"]), f"{item['score']:.3f}")
+        by = item.adapter + (f" ({item.experiment}/{item.arm})" if item.experiment else "")
+        table.add_row(escape(text), by, escape(item.label), f"{item.score:.3f}")
     Console().print(table)
 
 
-def _flat(texts: list[str], answer: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def _flat(texts: list[str], answer: "Answered") -> "list[tuple[str, Item]]":
     """Pairs of a text and an item, for any of the shapes of an answer."""
-    if "results" not in answer:
+    if not isinstance(answer, list):
         return [(texts[0], answer)]
-    results = answer["results"]
-    if len(texts) == 1:
-        return [(texts[0], item) for item in results]
-    rows = [(text, items if isinstance(items, list) else [items]) for text, items in zip(texts, results, strict=True)]
-    return [(text, item) for text, items in rows for item in items]
+    asked = texts * len(answer) if len(texts) == 1 else texts
+    rows = [(text, row if isinstance(row, list) else [row]) for text, row in zip(asked, answer, strict=True)]
+    return [(text, item) for text, row in rows for item in row]
 
 
 def _fail(message: str) -> Any:

@@ -11,6 +11,8 @@ import pytest
 from adapters.base_model import BaseModelFiles, find_base_model
 from adapters.store import Registry
 
+pytest_plugins = ["tests.service.fixtures"]
+
 
 @pytest.fixture(scope="session")
 def base() -> BaseModelFiles:

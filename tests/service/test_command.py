@@ -25,6 +25,8 @@ def test_table_json_and_stdin(service: Service) -> None:
     assert "a [bold] claim" in table.stdout
     answer = tonearm("--adapter", "movies", "--url", service.url, "--json", stdin="one\n\ntwo\n")
     assert [item["adapter"] for item in json.loads(answer.stdout)["results"]] == ["movies@1"] * 2
+    raw = service.classify(["one", "two"], "movies").json()
+    assert [list(item) for item in json.loads(answer.stdout)["results"]] == [list(item) for item in raw["results"]]
     unit = tonearm("meh", "--unit", "東京", "--url", service.url)
     assert "movies-2026-12/control" in unit.stdout
 
@@ -33,6 +35,10 @@ def test_errors_are_one_line(service: Service) -> None:
     unknown = tonearm("meh", "--adapter", "movis", "--url", service.url)
     assert (unknown.exit_code, unknown.stderr.count("\n")) == (1, 1)
     assert "did you mean movies?" in unknown.stderr
+    items = tonearm("meh", "--adapter", "movies,alien", "--url", service.url)
+    assert items.exit_code == 0 and items.stdout.count("must not be served") == 1
+    no_url = tonearm("meh", "--url", "localhost:8000")
+    assert (no_url.exit_code, no_url.stderr.count("\n")) == (1, 1) and "http://127.0.0.1:8000" in no_url.stderr
     silent = tonearm("meh", "--url", f"http://127.0.0.1:{free_port()}")
     assert silent.exit_code == 1 and "nothing listens at" in silent.stderr
     assert tonearm("--url", service.url).exit_code == 1

@@ -1,15 +1,21 @@
-"""The adapters of the service's tests, and one running service for all of them: it takes most of a minute to start."""
+"""The adapters of the service's tests, and one running service for all of them: it takes most of a minute to start.
+
+A plugin (tests/conftest.py), so that the client's tests share that service. Every run loads it, most of them for other
+rooms; therefore the fixtures import torch, by way of the factory, when they are asked for.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from adapters.base_model import BaseModelFiles
 from adapters.manifest import read_manifest, write_manifest
 from adapters.store import Registry
-from tests.factory import AdapterShape, save_adapter
-from tests.service.running import ADMIN_KEY, EXPERIMENTS, KEY, SHAPES, Service, run_service
+
+if TYPE_CHECKING:
+    from tests.service.running import Service
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -20,6 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def made(base: BaseModelFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Adapter directories by name, not yet in any registry."""
+    from tests.factory import AdapterShape, save_adapter
+    from tests.service.running import SHAPES
+
     root = tmp_path_factory.mktemp("made")
     directories = {name: save_adapter(root / name, base, shape, name=name) for name, shape in SHAPES.items()}
     directories["plain"] = save_adapter(root / "plain", base, AdapterShape(seed=11), manifest=False)
@@ -32,8 +41,10 @@ def made(base: BaseModelFiles, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 @pytest.fixture(scope="session")
-def service(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Service]":
     """The service; tests marked `harmful` leave it unlike they found it."""
+    from tests.service.running import ADMIN_KEY, EXPERIMENTS, KEY, run_service
+
     directory = tmp_path_factory.mktemp("service")
     registry = Registry(directory / "registry")
     for name, source in made.items():

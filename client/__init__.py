@@ -1,0 +1,70 @@
+"""A typed client of the HTTP API, blocking and asynchronous. Imports no other room, so that it runs without torch.
+
+    arguments -> call -> attempts (send, wait) -> reply -> answer or error
+
+`calls.py` and `attempts.py` are pure; `client.py` and `async_client.py` do what they say, each on its own httpx client.
+"""
+
+from client.answers import (
+    AdapterEntry,
+    AdapterList,
+    AdapterState,
+    AdapterVersion,
+    Arm,
+    Classification,
+    Experiment,
+    ExperimentList,
+    Item,
+    ItemError,
+    Problem,
+)
+from client.async_client import AsyncClient
+from client.client import Client
+from client.errors import (
+    AdapterRefused,
+    Conflict,
+    ConnectionFailed,
+    DeadlineExceeded,
+    InvalidAnswer,
+    InvalidArgument,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ProblemError,
+    TonearmClientError,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    UnknownAdapter,
+)
+
+__all__ = [
+    "AdapterEntry",
+    "AdapterList",
+    "AdapterRefused",
+    "AdapterState",
+    "AdapterVersion",
+    "Arm",
+    "AsyncClient",
+    "Classification",
+    "Client",
+    "Conflict",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "Experiment",
+    "ExperimentList",
+    "InvalidAnswer",
+    "InvalidArgument",
+    "InvalidRequest",
+    "Item",
+    "ItemError",
+    "NotFound",
+    "Overloaded",
+    "Problem",
+    "ProblemError",
+    "TonearmClientError",
+    "TooLarge",
+    "Unauthorized",
+    "Unavailable",
+    "UnknownAdapter",
+]

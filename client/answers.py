@@ -1,0 +1,120 @@
+"""What the service answers. Frozen; a field that a newer service adds is kept and can be read by its name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Problem(_Answer):
+    """RFC 9457 problem details."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    request_id: str | None = None
+    nearest: tuple[str, ...] | None = None
+    """Names like the one asked for; with unknown adapters."""
+
+
+class Classification(_Answer):
+    """What one adapter says of one text.
+
+    Attributes:
+        label: the label with the highest score.
+        scores: by label, in the adapter's order; they add up to 1.
+        adapter: the exact version that answered, `movies@1`.
+        experiment, arm: set where the A/B unit chose the adapter.
+        tokens: read by the adapter, special tokens included.
+        request_id: what `feedback` is given for.
+        logits: by label; only where they were asked for.
+    """
+
+    label: str
+    score: float
+    scores: dict[str, float]
+    adapter: str
+    experiment: str | None = None
+    arm: str | None = None
+    tokens: int
+    truncated: bool
+    request_id: str
+    logits: dict[str, float] | None = None
+
+
+class ItemError(_Answer):
+    """Stands in an answer's place in a list, where that one item could not be answered."""
+
+    error: Problem
+
+
+Item = Classification | ItemError
+
+
+class AdapterVersion(_Answer):
+    """One version and how it stands.
+
+    Attributes:
+        state: `resident`, `registered` or `failed`.
+        reason: why it is refused, where it failed.
+        labels: None where there is no manifest and it is not resident.
+    """
+
+    version: int
+    state: str
+    reason: str | None = None
+    verified: bool
+    labels: tuple[str, ...] | None = None
+    description: str | None = None
+    metrics: Mapping[str, Any] = {}
+
+
+class AdapterEntry(_Answer):
+    """One name, with its versions from the newest."""
+
+    name: str
+    aliases: dict[str, int]
+    versions: tuple[AdapterVersion, ...]
+
+
+class AdapterList(_Answer):
+    """The registry as the service sees it."""
+
+    base_model: str
+    default_adapter: str
+    adapters: tuple[AdapterEntry, ...]
+
+
+class AdapterState(_Answer):
+    """How an adapter stands after an administrator's verb; the fields are those of `AdapterVersion`."""
+
+    adapter: str
+    state: str
+    reason: str | None = None
+    pinned: bool = False
+
+
+class Arm(_Answer):
+    """One side of an experiment; `share` of the units is 0 to 1."""
+
+    name: str
+    adapter: str
+    share: float
+
+
+class Experiment(_Answer):
+    name: str
+    salt: str
+    arms: tuple[Arm, ...]
+
+
+class ExperimentList(_Answer):
+    """Experiments in force; `error` says what is wrong with the service's file as it is now."""
+
+    experiments: tuple[Experiment, ...]
+    error: str | None = None

@@ -1,0 +1,158 @@
+"""The blocking client."""
+
+import time
+from types import TracebackType
+from typing import Self, TypeVar, Unpack, overload
+
+import httpx
+
+from client import calls
+from client.answers import AdapterList, AdapterState, Classification, ExperimentList, Item
+from client.attempts import RetryPolicy, Send, Wait, attempts
+from client.calls import Call, ClassifyOptions, Reply, Several
+from client.errors import ConnectionFailed, transport_errors
+
+T = TypeVar("T")
+
+
+class Client:
+    """A service, as its callers see it. Threads may share one; it keeps connections open until it is closed.
+
+    A call that the service refuses with 429 or 503 is sent again, after `Retry-After` where the service says it, or
+    else after a random wait that grows; so is one that never reached it. A call that may have reached it without an
+    answer is sent again, too, unless it is an administrator's verb: reading changes nothing, `classify` has the same
+    request id at every attempt, and feedback counts once. Nothing else is ever sent again.
+
+    Args:
+        url: of the service, e.g. `http://127.0.0.1:8000`.
+        api_key: a caller's key, or an administrator's for `load`, `unload`, `pin` and `verify`.
+        timeout_s: for a call in all, attempts and waits together. Where the next attempt would begin later, the last
+            error is raised at once. Within an attempt, connecting, sending and the first byte of the answer may each
+            take what is left.
+        retries: attempts after the first.
+        http: an httpx client of your own, for proxies, certificates and limits; closing it stays with you.
+
+    Raises:
+        InvalidArgument: as every method does, for what cannot be put into a request.
+        ProblemError, ConnectionFailed, InvalidAnswer: from every method; see `client/errors.py`.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = RetryPolicy.timeout_s,
+        retries: int = RetryPolicy.retries,
+        http: httpx.Client | None = None,
+    ) -> None:
+        self._url = calls.service_url(url)
+        self._key = calls.key_header(api_key)
+        self._policy = RetryPolicy(timeout_s, retries)
+        self._owned = http is None
+        self._http = httpx.Client() if http is None else http
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._owned:
+            self._http.close()
+
+    @overload
+    def classify(
+        self, text: str, *, adapter: str | None = None, **options: Unpack[ClassifyOptions]
+    ) -> Classification: ...
+    @overload
+    def classify(self, text: str, *, adapter: Several, **options: Unpack[ClassifyOptions]) -> list[Item]: ...
+    @overload
+    def classify(
+        self, text: Several, *, adapter: str | None = None, **options: Unpack[ClassifyOptions]
+    ) -> list[Item]: ...
+    @overload
+    def classify(self, text: Several, *, adapter: Several, **options: Unpack[ClassifyOptions]) -> list[list[Item]]: ...
+    def classify(
+        self, text: str | Several, *, adapter: str | Several | None = None, **options: Unpack[ClassifyOptions]
+    ) -> Classification | list[Item] | list[list[Item]]:
+        """What one adapter says of one text; with a list of texts or of adapters, a list in the same order.
+
+        With both, there is a list of the adapters' answers for each text. In a list, an `ItemError` stands where that
+        one item could not be answered.
+
+        Args:
+            adapter: `movies` (its newest version), `movies@3` or `movies@champion`, or a list of these. Without one the
+                experiment chooses by `unit_id`, or else the service has a default.
+            options: unit_id, truncate, long_text, logits, timeout_ms, request_id; see `ClassifyOptions`.
+        """
+        return self._ask(calls.classify(text, adapter=adapter, **options))
+
+    def feedback(self, request_id: str, label: str) -> None:
+        """Say what the right label of a classified text is, now or later; the same again counts once."""
+        self._ask(calls.feedback(request_id, label))
+
+    def adapters(self) -> AdapterList:
+        """All adapters, their versions and how they stand."""
+        return self._ask(calls.adapters())
+
+    def experiments(self) -> ExperimentList:
+        """The experiments in force."""
+        return self._ask(calls.experiments())
+
+    def ready(self) -> bool:
+        """Whether the service takes work now; what cannot be reached is `ConnectionFailed`."""
+        return self._ask(calls.ready())
+
+    def load(self, name: str) -> AdapterState:
+        """Bring an adapter into the bank before anybody asks for it. Wants an administrator's key."""
+        return self._ask(calls.administer(name, "load"))
+
+    def unload(self, name: str) -> AdapterState:
+        """Take an adapter out of the bank; it comes back when it is asked for. Wants an administrator's key."""
+        return self._ask(calls.administer(name, "unload"))
+
+    def pin(self, name: str) -> AdapterState:
+        """Bring an adapter into the bank and keep it there. Wants an administrator's key."""
+        return self._ask(calls.administer(name, "pin"))
+
+    def verify(self, name: str) -> AdapterState:
+        """Check an adapter's directory anew. Wants an administrator's key."""
+        return self._ask(calls.administer(name, "verify"))
+
+    def _ask(self, call: Call[T]) -> T:
+        steps = attempts(call, self._policy)
+        step = next(steps)
+        while True:
+            came: Reply | ConnectionFailed | None = None
+            if isinstance(step, Wait):
+                time.sleep(step.seconds)
+            else:
+                try:
+                    came = self._send(call, step)
+                except ConnectionFailed as error:
+                    came = error
+            try:
+                step = steps.send(came)
+            except StopIteration as done:
+                answer: T = done.value
+                return answer
+
+    def _send(self, call: Call[T], step: Send) -> Reply:
+        deadline_s = time.monotonic() + step.timeout_s
+        request = calls.build_request(self._http, self._url, call, self._key, timeout_s=step.timeout_s)
+        with transport_errors(self._url):
+            response = self._http.send(request, stream=True)
+            try:
+                content = bytearray()
+                # httpx bounds each read alone, so an answer that trickles would never be late.
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if time.monotonic() > deadline_s:
+                        raise TimeoutError
+            finally:
+                response.close()
+        return Reply(response.status_code, response.headers, bytes(content))

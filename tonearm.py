@@ -12,6 +12,7 @@ from rich.markup import escape
 
 import engine.command
 import service.command
+import service.experiments_command
 import training.command
 from adapters.errors import TonearmError
 
@@ -31,6 +32,7 @@ app.command()(training.command.train)
 app.command()(service.command.serve)
 app.command()(service.command.classify)
 app.add_typer(engine.command.app, name="adapters")
+app.add_typer(service.experiments_command.app, name="experiments")
 
 
 def __getattr__(name: str) -> Any:

@@ -118,3 +118,41 @@ class ExperimentList(_Answer):
 
     experiments: tuple[Experiment, ...]
     error: str | None = None
+
+
+class ArmResult(Arm):
+    """An arm's numbers so far; None without feedback."""
+
+    texts: int
+    units: int
+    labelled: int
+    coverage: float
+    accuracy: float | None
+    macro_f1: float | None
+    calibration_error: float | None
+    mean_took_ms: float | None
+
+
+class Bounds(_Answer):
+    low: float
+    high: float
+
+
+class Difference(_Answer):
+    """An arm's accuracy less the first arm's, with 95 % intervals for every look and for a single one."""
+
+    arm: str
+    accuracy: float
+    anytime: Bounds
+    fixed: Bounds
+    verdict: str
+
+
+class ExperimentResult(_Answer):
+    name: str
+    salt: str
+    arms: tuple[ArmResult, ...]
+    differences: tuple[Difference, ...]
+    sample_ratio_p: float | None
+    void: bool
+    warnings: tuple[str, ...]

@@ -7,7 +7,7 @@ from typing import Self, TypeVar, Unpack, overload
 import httpx
 
 from client import calls
-from client.answers import AdapterList, AdapterState, Classification, ExperimentList, Item
+from client.answers import AdapterList, AdapterState, Classification, ExperimentList, ExperimentResult, Item
 from client.attempts import RetryPolicy, Send, Wait, attempts
 from client.calls import Call, ClassifyOptions, Reply, Several
 from client.errors import ConnectionFailed, transport_errors
@@ -68,9 +68,9 @@ class AsyncClient:
         """`Client.classify`."""
         return await self._ask(calls.classify(text, adapter=adapter, **options))
 
-    async def feedback(self, request_id: str, label: str) -> None:
+    async def feedback(self, request_id: str, label: str, *, text: int = 0) -> None:
         """`Client.feedback`."""
-        await self._ask(calls.feedback(request_id, label))
+        await self._ask(calls.feedback(request_id, label, text))
 
     async def adapters(self) -> AdapterList:
         """`Client.adapters`."""
@@ -79,6 +79,10 @@ class AsyncClient:
     async def experiments(self) -> ExperimentList:
         """`Client.experiments`."""
         return await self._ask(calls.experiments())
+
+    async def experiment(self, name: str) -> ExperimentResult:
+        """`Client.experiment`."""
+        return await self._ask(calls.experiment(name))
 
     async def ready(self) -> bool:
         """`Client.ready`."""

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from client.answers import AdapterList, AdapterState, Classification, ExperimentList, Item
+from client.answers import AdapterList, AdapterState, Classification, ExperimentList, ExperimentResult, Item
 from client.errors import InvalidAnswer, InvalidArgument
 
 T = TypeVar("T")
@@ -111,9 +111,9 @@ def classify(
     return Call("POST", "/classify", _answer_of(text, adapter), headers | _JSON, _json(body))
 
 
-def feedback(request_id: str, label: str) -> Call[None]:
+def feedback(request_id: str, label: str, text: int = 0) -> Call[None]:
     """`POST /feedback`."""
-    body = _json({"request_id": request_id, "label": label})
+    body = _json({"request_id": request_id, "label": label, "text": text})
     return Call("POST", "/feedback", lambda reply: None, _identified() | _JSON, body)
 
 
@@ -125,6 +125,11 @@ def adapters() -> Call[AdapterList]:
 def experiments() -> Call[ExperimentList]:
     """`GET /experiments`."""
     return Call("GET", "/experiments", _parser(ExperimentList), _identified())
+
+
+def experiment(name: str) -> Call[ExperimentResult]:
+    """`GET /experiments/{name}`."""
+    return Call("GET", f"/experiments/{quote(name, safe='')}", _parser(ExperimentResult), _identified())
 
 
 def ready() -> Call[bool]:

@@ -7,7 +7,7 @@ from typing import Self, TypeVar, Unpack, overload
 import httpx
 
 from client import calls
-from client.answers import AdapterList, AdapterState, Classification, ExperimentList, Item
+from client.answers import AdapterList, AdapterState, Classification, ExperimentList, ExperimentResult, Item
 from client.attempts import RetryPolicy, Send, Wait, attempts
 from client.calls import Call, ClassifyOptions, Reply, Several
 from client.errors import ConnectionFailed, transport_errors
@@ -91,9 +91,13 @@ class Client:
         """
         return self._ask(calls.classify(text, adapter=adapter, **options))
 
-    def feedback(self, request_id: str, label: str) -> None:
-        """Say what the right label of a classified text is, now or later; the same again counts once."""
-        self._ask(calls.feedback(request_id, label))
+    def feedback(self, request_id: str, label: str, *, text: int = 0) -> None:
+        """Say what the right label of a classified text is, now or later; the same again counts once.
+
+        Args:
+            text: its place in the request, from 0, where that held a list.
+        """
+        self._ask(calls.feedback(request_id, label, text))
 
     def adapters(self) -> AdapterList:
         """All adapters, their versions and how they stand."""
@@ -102,6 +106,10 @@ class Client:
     def experiments(self) -> ExperimentList:
         """The experiments in force."""
         return self._ask(calls.experiments())
+
+    def experiment(self, name: str) -> ExperimentResult:
+        """An experiment's numbers so far, and what they allow to be said."""
+        return self._ask(calls.experiment(name))
 
     def ready(self) -> bool:
         """Whether the service takes work now; what cannot be reached is `ConnectionFailed`."""

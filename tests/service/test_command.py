@@ -9,6 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from service.command import classify
+from service.experiments_command import app as experiments_app
 from tests.service.running import KEY, ROOT, Service, free_port
 
 
@@ -50,3 +51,17 @@ def test_the_front_door_has_it(service: Service) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "movies@1" in done.stdout
+
+
+def test_experiments_from_the_shell(service: Service) -> None:
+    run = CliRunner().invoke
+    settings = ["--url", service.url, "--key", KEY]
+    listed = run(experiments_app, ["list", *settings])
+    assert listed.exit_code == 0 and "movies-2026-12" in listed.output and "50.0%" in listed.output
+    shown = run(experiments_app, ["show", "movies-2026-12", *settings])
+    assert shown.exit_code == 0 and "treatment" in shown.output
+    as_json = json.loads(run(experiments_app, ["show", "movies-2026-12", "--json", *settings]).output)
+    assert [arm["name"] for arm in as_json["arms"]] == ["control", "treatment"]
+    assert run(experiments_app, ["show", "nobody", *settings]).exit_code == 1
+    assert "2,036" in run(experiments_app, ["plan", "--accuracy", "0.85", "--difference", "0.03"]).output
+    assert run(experiments_app, ["plan", "--accuracy", "1.5", "--difference", "0.03"]).exit_code == 2

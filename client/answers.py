@@ -43,6 +43,7 @@ class Classification(_Answer):
     arm: str | None = None
     tokens: int
     truncated: bool
+    windows: int = 1
     request_id: str
     logits: dict[str, float] | None = None
 

@@ -113,7 +113,7 @@ def classify(
 
 def feedback(request_id: str, label: str, text: int = 0) -> Call[None]:
     """`POST /feedback`."""
-    body = _json({"request_id": request_id, "label": label, "text": text})
+    body = _json({"request_id": request_id, "label": label} | ({"text": text} if text else {}))
     return Call("POST", "/feedback", lambda reply: None, _identified() | _JSON, body)
 
 

@@ -343,8 +343,9 @@ class Worker:
         else:
             wait_s = IDLE_TICK_S
         closes_s: float | None = None
-        while not self._full(len(self._waiting), self._waiting.tokens):
-            message = receive(wait_s)
+        while True:
+            # With a full batch at hand what has come is read all the same: it may withdraw what waits.
+            message = receive(0.0 if self._full(len(self._waiting), self._waiting.tokens) else wait_s)
             if message is None:
                 return
             self._open(message)

@@ -1,6 +1,6 @@
 """Load, unload, pin, verify: who may, what happens, and that nothing else is disturbed."""
 
-import shutil
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -62,22 +62,17 @@ def test_verify_reads_the_files_again(service: Service, made: dict[str, Path]) -
     service.registry.publish(made["movies"], "rotten")
     assert order(service, "verify", "rotten").json()["state"] == "resident"
     weights = service.registry.directory(service.registry.resolve("rotten")) / "adapter_model.safetensors"
-    kept = weights.with_suffix(".kept")
-    shutil.copy2(weights, kept)
     # Same size, same time: no look at the directory notices it, and the host cache holds the good one.
     stamp = weights.stat()
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     with weights.open("r+b") as file:
         file.write(content)
-    import os
-
     os.utime(weights, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     found = order(service, "verify", "rotten").json()
-    assert found["state"] == "failed" and "sha256" in found["reason"].lower(), found
+    assert found["state"] == "failed" and "digest" in found["reason"], found
     refused = service.classify("a fine film", "rotten")
     assert refused.status_code == 409
-    kept.unlink()
 
 
 def test_work_of_a_client_that_hung_up_is_dropped(service: Service) -> None:

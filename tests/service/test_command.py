@@ -54,7 +54,7 @@ def test_the_front_door_has_it(service: Service) -> None:
 
 
 def test_experiments_from_the_shell(service: Service) -> None:
-    run = CliRunner().invoke
+    run = CliRunner(env={"COLUMNS": "160"}).invoke
     settings = ["--url", service.url, "--key", KEY]
     listed = run(experiments_app, ["list", *settings])
     assert listed.exit_code == 0 and "movies-2026-12" in listed.output and "50.0%" in listed.output

@@ -56,7 +56,18 @@ def test_probes_metrics_and_documents(service: Service) -> None:
     assert service.client.get("/").headers["Location"] == "/docs"
     assert "swagger" in service.client.get("/docs").text
     document = service.client.get("/openapi.json").json()
-    assert set(document["paths"]) == {"/classify", "/adapters", "/experiments", "/livez", "/readyz", "/metrics"}
+    ours = {
+        "/classify",
+        "/feedback",
+        "/adapters",
+        "/experiments",
+        "/experiments/{name}",
+        "/livez",
+        "/readyz",
+        "/metrics",
+    }
+    ours |= {f"/adapters/{{name}}/{verb}" for verb in ("load", "unload", "pin", "verify")} | {"/predict"}
+    assert {path for path in document["paths"] if not path.startswith("/v2")} == ours
     assert {"409", "413", "429", "503"} <= document["paths"]["/classify"]["post"]["responses"].keys()
 
 

@@ -53,10 +53,10 @@ def test_what_somebody_waits_for_comes_first_and_once(base: BaseModelFiles, regi
 
 def test_the_catalogue_follows_the_registry(made: dict[str, Path], registry: Registry) -> None:
     catalogue = Catalogue(Registry(registry.root))
-    assert catalogue.entries({}, {}) == []
+    assert catalogue.entries({}, {}, set()) == []
     movies = registry.publish(made["movies"], "movies")
     registry.publish(made["plain"], "plain")
-    entries = {entry["name"]: entry for entry in catalogue.entries({}, {})}
+    entries = {entry["name"]: entry for entry in catalogue.entries({}, {}, set())}
     assert entries["movies"]["versions"][0]["labels"] == ["negative", "positive"]
     assert entries["plain"]["versions"][0]["labels"] is None
     assert {entry["versions"][0]["state"] for entry in entries.values()} == {"registered"}
@@ -64,8 +64,8 @@ def test_the_catalogue_follows_the_registry(made: dict[str, Path], registry: Reg
     (registry.directory(movies) / MANIFEST).write_text("{}")
     registry.publish(made["movies"], "movies")
     resident = {"movies@2": ResidentAdapter(("no", "yes"), True)}
-    newest, damaged = catalogue.entries(resident, {})[0]["versions"]
+    newest, damaged = catalogue.entries(resident, {}, set())[0]["versions"]
     assert (newest["version"], newest["state"], newest["labels"]) == (2, "resident", ["no", "yes"])
     assert (damaged["version"], damaged["state"]) == (1, "failed")
     registry.remove(movies)
-    assert [version["version"] for version in catalogue.entries({}, {})[0]["versions"]] == [2]
+    assert [version["version"] for version in catalogue.entries({}, {}, set())[0]["versions"]] == [2]

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,19 +40,18 @@ def said(store: Store, request_id: str, text: int, label: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A PostgreSQL of the tests' own."""
     binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin")) if Path("/usr/lib/postgresql").is_dir() else []
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'tonearm[postgres]'")
     if not binaries and shutil.which("initdb") is None:
         pytest.skip("PostgreSQL is not installed here: Debian's package postgresql brings it")
     bin_directory = binaries[-1] if binaries else Path(str(shutil.which("initdb"))).parent
-    root, port = tmp_path_factory.mktemp("postgres"), free_port()
+    # Not below pytest's own directory: other users may not enter it.
+    root, port = Path(tempfile.mkdtemp(prefix="tonearm-postgres-")), free_port()
     as_user: dict[str, object] = {}
     if os.geteuid() == 0:  # PostgreSQL does not run as root
         shutil.chown(root, "postgres", "postgres")
-        for parent in list(root.parents)[:3]:
-            parent.chmod(parent.stat().st_mode | 0o055)
         as_user = {"user": "postgres", "group": "postgres"}
     data = root / "data"
     run = [str(bin_directory / "initdb"), "-D", str(data), "-A", "trust", "-U", "tonearm", "-E", "UTF8"]
@@ -63,6 +63,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(30)
+        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

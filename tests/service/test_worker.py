@@ -22,6 +22,10 @@ from tests.service.running import SHAPES
 CAPACITY = 2
 
 
+class Unhashable(str):
+    __hash__ = None  # type: ignore[assignment]
+
+
 class Driver:
     """The other end of the worker's queues."""
 
@@ -98,8 +102,8 @@ def test_more_adapters_than_slots_are_all_answered_by_the_right_one(driver: Driv
 
 
 def test_one_bad_row_hurts_no_other(driver: Driver) -> None:
-    # No text at all breaks the engine on the whole batch: then each row runs alone.
-    broken = row("base", None)  # type: ignore[arg-type]
+    # A text that cannot be looked up breaks the engine on the whole batch: then each row runs alone.
+    broken = row("base", Unhashable("meh"))
     alien, torn, failed, good = driver.answer(row("alien"), row("base", "\ud800"), broken, row("base"))
     assert isinstance(alien, VerificationError) and alien.check == "base model"
     assert isinstance(torn, InvalidText)

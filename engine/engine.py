@@ -415,10 +415,10 @@ def _answers(logits: Tensor, work: list[_Work]) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for row, item in zip(logits, work, strict=True):
         own = row[: len(item.adapter.labels)]
-        if not torch.isfinite(own).all():
+        scaled = own / item.adapter.temperature
+        if not torch.isfinite(scaled).all():
             outcomes.append(InferenceFailed(f"adapter {item.adapter.id} gave logits that are not finite"))
             continue
-        scaled = own / item.adapter.temperature
         scores = scaled.sigmoid() if item.adapter.multi_label else scaled.softmax(0)
         outcomes.append(
             Answer(item.adapter.labels, tuple(own.tolist()), tuple(scores.tolist()), len(item.ids), item.truncated)

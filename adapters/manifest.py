@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -18,8 +20,12 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 MAX_MANIFEST_BYTES = 16 * 2**20
 """A manifest is read whole, so its size is bounded before that."""
 
+MAX_COUNT = 2**31 - 1
+"""Python refuses to print an integer of some thousand digits; JSON can hold one."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+Label = Annotated[str, Field(min_length=1)]
 
 
 class _Frozen(BaseModel):
@@ -37,7 +43,7 @@ class BaseReference(_Frozen):
 class LoraShape(_Frozen):
     """Largest rank and targeted module names; rank 0 and no targets is a head alone."""
 
-    rank: Annotated[int, Field(ge=0)]
+    rank: Annotated[int, Field(ge=0, le=MAX_COUNT)]
     targets: tuple[str, ...] = ()
 
 
@@ -70,19 +76,19 @@ class Manifest(_Frozen):
 
     schema_version: Literal[1] = 1
     name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1, le=MAX_COUNT)]
     created: str
     """UTC, ISO 8601."""
     task: Literal["single_label", "multi_label"] = "single_label"
     description: str = ""
     base: BaseReference
-    labels: Annotated[tuple[str, ...], Field(min_length=1, max_length=10_000)]
-    max_tokens: Annotated[int, Field(ge=3)]
+    labels: Annotated[tuple[Label, ...], Field(min_length=1, max_length=10_000)]
+    max_tokens: Annotated[int, Field(ge=3, le=MAX_COUNT)]
     truncation_side: Literal["left", "right"] = "right"
     lora: LoraShape
     training: TrainingSet | None = None
     metrics: dict[str, Metric] = {}
-    temperature: Annotated[FiniteFloat, Field(gt=0)] = 1.0
+    temperature: Annotated[FiniteFloat, Field(ge=1e-3, le=1e3)] = 1.0
     golden: Annotated[tuple[GoldenExample, ...], Field(max_length=64)] = ()
     files: dict[str, Sha256]
 
@@ -103,19 +109,43 @@ def read_manifest(directory: Path) -> Manifest:
     """Read and validate `tonearm.json`.
 
     Raises:
-        VerificationError: it is too large, no JSON, or does not fit the schema.
+        VerificationError: it is no plain file, too large, no JSON, or does not fit the schema.
+        OSError: it cannot be read.
     """
-    path = directory / MANIFEST
     where = f"{directory.parent.name}@{directory.name}"
-    size = path.stat().st_size
-    if size > MAX_MANIFEST_BYTES:
-        raise VerificationError(where, "manifest", f"at most {MAX_MANIFEST_BYTES} bytes", f"{size} bytes")
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        content = read_plain_file(directory / MANIFEST, MAX_MANIFEST_BYTES)
+    except ValueError as error:
+        expected = f"a plain file of at most {MAX_MANIFEST_BYTES} bytes"
+        raise VerificationError(where, "manifest", expected, str(error)) from None
+    try:
+        return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or MANIFEST
         raise VerificationError(where, "manifest", "the manifest schema 1", f"{place}: {first['msg']}") from error
+
+
+def read_plain_file(path: Path, max_bytes: int) -> bytes:
+    """A file's bytes. Never waits: to open a pipe, or to read a device through a link, may take for ever.
+
+    Raises:
+        ValueError: it is a link, no plain file, or too large.
+        OSError: it cannot be read.
+    """
+    if path.is_symlink():
+        raise ValueError(f"{path.name} is a link")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError(f"{path.name} is no plain file")
+        if found.st_size > max_bytes:
+            raise ValueError(f"{found.st_size} bytes")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(max_bytes)
+    finally:
+        os.close(descriptor)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

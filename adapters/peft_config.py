@@ -1,17 +1,27 @@
 """`adapter_config.json`, PEFT's own, read without PEFT: modules, ranks, scaling, and what is refused."""
 
 import math
-import re
+import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+import regex
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from adapters.manifest import MAX_COUNT, FiniteFloat
 
 DUMMY_TARGETS = "dummy-target-modules"
 """PEFT's own name for "no LoRA at all": how a head without LoRA is saved."""
 
 _EDITS_BASE = {"pissa", "olora", "corda", "lora_ga", "loftq"}
 """Initialisations that subtract from the base weights; what they leave is no LoRA on the original base."""
+
+_MATCHING_S = 1.0
+"""Time that all patterns of a config may take: `(.*)*x` takes for ever, and Python's own `re` holds the GIL for it."""
+
+_MOST_PATTERNS = 10_000
+
+Rank = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 # Forms whose forward pass is not x @ A @ B, or that touch what one shared encoder cannot change per row.
 _REFUSED: dict[str, str] = {
@@ -40,11 +50,11 @@ class PeftLoraConfig(BaseModel):
     task_type: str | None = None
     base_model_name_or_path: str | None = None
     revision: str | None = None
-    r: int = Field(8, ge=1)
-    lora_alpha: float = 8
+    r: Rank = 8
+    lora_alpha: FiniteFloat = 8
     use_rslora: bool = False
-    rank_pattern: dict[str, int] = {}
-    alpha_pattern: dict[str, float] = {}
+    rank_pattern: dict[str, Rank] = {}
+    alpha_pattern: dict[str, FiniteFloat] = {}
     target_modules: str | tuple[str, ...] | None = None
     exclude_modules: str | tuple[str, ...] | None = None
     modules_to_save: tuple[str, ...] | None = None
@@ -52,6 +62,42 @@ class PeftLoraConfig(BaseModel):
     layers_pattern: str | tuple[str, ...] | None = None
     bias: str = "none"
     init_lora_weights: bool | str | None = True
+
+    _matching_s: float = PrivateAttr(0.0)
+
+    @model_validator(mode="after")
+    def _patterns_compile(self) -> Self:
+        named = [pattern for pattern in (self.target_modules, self.exclude_modules) if isinstance(pattern, str)]
+        patterns = [*self.rank_pattern, *self.alpha_pattern, *_tuple(self.layers_pattern), *named]
+        patterns += self.modules_to_save or ()
+        if len(patterns) > _MOST_PATTERNS:
+            raise ValueError(f"{len(patterns)} patterns, expected at most {_MOST_PATTERNS}")
+        for pattern in patterns:
+            try:
+                regex.compile(pattern)
+            except (regex.error, RecursionError) as error:
+                raise ValueError(f"{pattern[:40]!r} is no pattern: {error}") from None
+        return self
+
+    def matches(self, pattern: str, name: str, *, whole: bool = False) -> "regex.Match[str] | None":
+        """Whether a pattern matches the beginning of a module's name, or all of it.
+
+        Raises:
+            TimeoutError: the config's patterns take too long.
+        """
+        left_s = _MATCHING_S - self._matching_s
+        # The thread's own time: a machine that stops for a second is not the pattern's fault.
+        started_s = time.thread_time()
+        try:
+            if left_s > 0:
+                # Concurrent: it lets go of the GIL meanwhile.
+                match = regex.fullmatch if whole else regex.match
+                return match(pattern, name, timeout=left_s, concurrent=True)
+        except TimeoutError:
+            pass
+        finally:
+            self._matching_s += time.thread_time() - started_s
+        raise TimeoutError(f"{pattern[:40]!r} after {_MATCHING_S:g} s")
 
     def refusal(self) -> tuple[str, str] | None:
         """(expected, found) if this form of adapter cannot be served exactly, else None."""
@@ -72,11 +118,11 @@ class PeftLoraConfig(BaseModel):
         return None
 
     def rank(self, module: str) -> int:
-        return self.rank_pattern.get(_pattern_key(self.rank_pattern, module), self.r)
+        return self.rank_pattern.get(self._pattern_key(self.rank_pattern, module), self.r)
 
     def scaling(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski, arXiv 2312.03732)."""
-        alpha = self.alpha_pattern.get(_pattern_key(self.alpha_pattern, module), self.lora_alpha)
+        alpha = self.alpha_pattern.get(self._pattern_key(self.alpha_pattern, module), self.lora_alpha)
         rank = self.rank(module)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
@@ -101,13 +147,13 @@ class PeftLoraConfig(BaseModel):
         return any(ancestor.endswith(name) for ancestor in ancestors for name in named)
 
     def _targets(self, name: str, output: str) -> bool:
-        if self._matches(self.exclude_modules, name):
+        if self._names(self.exclude_modules, name):
             return False
-        if any(re.match(rf"(^|.*\.){saved}($|\..*)", name) for saved in self.modules_to_save or ()):
+        if any(self.matches(rf"(^|.*\.){saved}($|\..*)", name) for saved in self.modules_to_save or ()):
             return False
         if self.target_modules == "all-linear":
             return name != output
-        if not self._matches(self.target_modules, name):
+        if not self._names(self.target_modules, name):
             return False
         if isinstance(self.target_modules, str) or self.layers_to_transform in (None, ()):
             return True
@@ -119,31 +165,29 @@ class PeftLoraConfig(BaseModel):
         """The layer index in a dotted name: after one of `layers_pattern`, else the first number in it."""
         patterns = _tuple(self.layers_pattern)
         if not patterns:
-            found = re.match(r".*?\.[^.]*\.(?P<index>\d+)\.", name)
+            found = self.matches(r".*?\.[^.]*\.(?P<index>\d+)\.", name)
         else:
             found = None
             for pattern in patterns:
-                found = re.match(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", name)
+                found = self.matches(rf"(?:^|.*?\.){pattern}\.(?P<index>\d+)\.", name)
                 if found:
                     break
         return int(found["index"]) if found else None
 
-    @staticmethod
-    def _matches(patterns: str | tuple[str, ...] | None, name: str) -> bool:
+    def _names(self, patterns: str | tuple[str, ...] | None, name: str) -> bool:
         if not patterns:
             return False
         if isinstance(patterns, str):
-            return re.fullmatch(patterns, name) is not None
+            return self.matches(patterns, name, whole=True) is not None
         return name in patterns or any(name.endswith(f".{pattern}") for pattern in patterns)
+
+    def _pattern_key(self, patterns: Iterable[str], module: str) -> str:
+        """PEFT's rule for `rank_pattern` and `alpha_pattern`: the first pattern that matches the end of the name."""
+        for pattern in patterns:
+            if self.matches(rf"(.*\.)?({pattern})$", module):
+                return pattern
+        return module
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:
     return () if value is None else value if isinstance(value, tuple) else (value,)
-
-
-def _pattern_key(patterns: Iterable[str], module: str) -> str:
-    """PEFT's rule for `rank_pattern` and `alpha_pattern`: the first pattern that matches the end of the name."""
-    for pattern in patterns:
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return pattern
-    return module

@@ -26,13 +26,17 @@ from adapters.manifest import (
     PEFT_WEIGHTS,
     digest_files,
     read_manifest,
+    read_plain_file,
     write_manifest,
 )
 from adapters.reference import NAME, AdapterId, Reference, parse_reference
 
 ALIASES = "aliases.json"
+LAST_REMOVED = ".last-removed"
 SHIPPED = Path(__file__).parent / "registry"
 """The adapters that come with Tonearm."""
+
+_MAX_ALIASES_BYTES = 2**20
 
 _SETTLED_NS = 100_000_000
 """A directory stamp younger than this may hide a second change in the same clock tick, so it is not trusted."""
@@ -114,15 +118,14 @@ class Registry:
         return path
 
     def stamp(self, adapter: AdapterId) -> tuple[int, ...]:
-        """Changes whenever the files that decide what `adapter` is change; () when they are gone."""
+        """Changes whenever the files that decide what `adapter` is change; () when they are all gone."""
         directory = self.root / adapter.name / str(adapter.version)
-        try:
-            stats = [os.stat(directory / file) for file in (PEFT_CONFIG, PEFT_WEIGHTS)]
-            with suppress(FileNotFoundError):
-                stats.append(os.stat(directory / MANIFEST))
-        except OSError:
-            return ()
-        return tuple(number for stat in stats for number in (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        stamp: list[int] = []
+        for at, file in enumerate((PEFT_CONFIG, PEFT_WEIGHTS, MANIFEST)):
+            with suppress(OSError):
+                stat = os.stat(directory / file)
+                stamp += (at, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        return tuple(stamp)
 
     # Writing
 
@@ -141,9 +144,11 @@ class Registry:
         for file in (PEFT_CONFIG, PEFT_WEIGHTS):
             if not (source / file).is_file():
                 raise PublishError(f"{source} holds no {file}; expected a directory written by save_pretrained")
-        links = [path for path in source.rglob("*") if path.is_symlink()]
-        if links:
-            raise PublishError(f"{links[0]} is a link; a published adapter holds plain files only")
+        for path in source.rglob("*"):
+            if path.is_symlink():
+                raise PublishError(f"{path} is a link; a published adapter holds plain files only")
+            if not (path.is_file() or path.is_dir()):
+                raise PublishError(f"{path} is a pipe or a device; a published adapter holds plain files only")
         parent = self.root / name
         parent.mkdir(parents=True, exist_ok=True)
         staging = parent / f".publishing-{uuid.uuid4().hex}"
@@ -151,7 +156,7 @@ class Registry:
             shutil.copytree(source, staging)
             manifest = read_manifest(source) if (source / MANIFEST).is_file() else None
             while True:
-                version = max(self._read(name).versions, default=0) + 1
+                version = max(self._last_removed(name), *self._read(name).versions, 0) + 1
                 if manifest is not None:
                     (staging / MANIFEST).unlink(missing_ok=True)
                     update = {"name": name, "version": version, "files": digest_files(staging)}
@@ -197,7 +202,7 @@ class Registry:
             self._write_aliases(name, aliases)
 
     def remove(self, adapter: AdapterId) -> None:
-        """Take one version out, atomically for readers.
+        """Take one version out, atomically for readers. Its number is not given again: logs and answers name it.
 
         Raises:
             UnknownAdapter: it is not there.
@@ -208,6 +213,8 @@ class Registry:
         if pointing:
             raise PublishError(f"{adapter} is what the alias {adapter.name}@{pointing[0]} means; move the alias first")
         parent = self.root / adapter.name
+        with self._locked(adapter.name):
+            self._write(parent / LAST_REMOVED, str(max(adapter.version, self._last_removed(adapter.name))))
         grave = parent / f".removed-{uuid.uuid4().hex}"
         os.rename(parent / str(adapter.version), grave)
         _sync(parent)
@@ -263,9 +270,18 @@ class Registry:
         return _Versions(stamp if whole else -1, tuple(sorted(versions)), _read_aliases(parent / ALIASES))
 
     def _write_aliases(self, name: str, aliases: dict[str, int]) -> None:
-        path = self.root / name / ALIASES
-        beside = path.with_name(f".{ALIASES}-{uuid.uuid4().hex}")
-        beside.write_text(json.dumps(aliases, indent=2, sort_keys=True) + "\n")
+        self._write(self.root / name / ALIASES, json.dumps(aliases, indent=2, sort_keys=True) + "\n")
+
+    def _last_removed(self, name: str) -> int:
+        """The highest version of `name` that was removed; 0 if none was."""
+        with suppress(OSError, ValueError):
+            return int(read_plain_file(self.root / name / LAST_REMOVED, _MAX_ALIASES_BYTES))
+        return 0
+
+    def _write(self, path: Path, content: str) -> None:
+        """Atomically, and to disk."""
+        beside = path.with_name(f".{path.name.lstrip('.')}-{uuid.uuid4().hex}")
+        beside.write_text(content)
         _sync(beside)
         os.replace(beside, path)
         _sync(path.parent)
@@ -292,12 +308,12 @@ def _committed(directory: Path) -> bool:
 
 def _read_aliases(path: Path) -> dict[str, int]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content = json.loads(read_plain_file(path, _MAX_ALIASES_BYTES))
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(content, dict):
         return {}
-    return {alias: version for alias, version in content.items() if isinstance(version, int) and version > 0}
+    return {alias: version for alias, version in content.items() if type(version) is int and version > 0}
 
 
 def _sync(path: Path) -> None:

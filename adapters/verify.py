@@ -5,7 +5,9 @@ bank's own form, or raises `VerificationError` naming the check, what was expect
 """
 
 import json
+import os
 import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,9 @@ GOLDEN_TOLERANCE = 1e-4
 _MAX_HEADER_BYTES = 8 * 2**20
 _MAX_CONFIG_BYTES = 2**20
 _MAX_WEIGHTS_BYTES = 2 * 2**30
+_MAX_DIRECTORY_BYTES = 2 * _MAX_WEIGHTS_BYTES
+"""All of its files are hashed, and a sparse one has any size at no cost."""
+
 _PREFIX = "base_model.model."
 _LORA_KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 _DTYPES = {"F32", "F16", "BF16"}
@@ -142,10 +147,13 @@ class _Reader:
         if manifest is None:
             self.check_base_by_config(config)
         tensors = self.read_tensors()
-        lora = self.check_lora(config, tensors)
-        saved = tensors  # check_lora has taken its own out
-        self.check_saved_shapes(saved)
-        self.check_saved_whole(config, saved)
+        try:
+            lora = self.check_lora(config, tensors)
+            saved = tensors  # check_lora has taken its own out
+            self.check_saved_shapes(saved)
+            self.check_saved_whole(config, saved)
+        except TimeoutError as error:
+            self.fail("config", "patterns that are matched in no time", str(error))
         classes = saved[f"{self.layout.output}.weight"].shape[0]
         if manifest is None:
             labels = tuple(f"LABEL_{index}" for index in range(classes))
@@ -169,15 +177,24 @@ class _Reader:
         raise VerificationError(str(self.adapter), check, expected, found)
 
     def check_plain_files(self) -> None:
+        in_all = 0
         for path in self.directory.rglob("*"):
-            if path.is_symlink():
+            status = path.lstat()
+            if stat.S_ISLNK(status.st_mode):
                 self.fail("containment", "plain files", f"{path.relative_to(self.directory)} is a link")
-        if not (self.directory / PEFT_WEIGHTS).is_file():
-            others = sorted(path.name for path in self.directory.glob("adapter_model.*"))
-            found = f"{others[0]} (pickled weights are never read)" if others else "no weights"
-            self.fail("files", PEFT_WEIGHTS, found)
-        if not (self.directory / PEFT_CONFIG).is_file():
-            self.fail("files", PEFT_CONFIG, "no such file")
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                self.fail("containment", "plain files", f"{path.relative_to(self.directory)} is a pipe or a device")
+            in_all += status.st_size
+        if in_all > _MAX_DIRECTORY_BYTES:
+            self.fail("directory size", f"at most {_MAX_DIRECTORY_BYTES} bytes", f"{in_all} bytes")
+        for file in (PEFT_WEIGHTS, PEFT_CONFIG):
+            path = self.directory / file
+            if path.is_dir():
+                self.fail("files", f"the file {file}", "a directory")
+            if not path.is_file():
+                others = sorted(other.name for other in self.directory.glob(f"{path.stem}.*"))
+                pickled = f"{others[0]} (pickled weights are never read)" if others else "no such file"
+                self.fail("files", file, pickled if file == PEFT_WEIGHTS else "no such file")
 
     def check_manifest(self, manifest: Manifest) -> None:
         named = AdapterId(manifest.name, manifest.version)
@@ -225,10 +242,10 @@ class _Reader:
         if named == self.layout.id or named == self.layout.id.partition("@")[0]:
             return
         found = str(named)
-        if named and Path(named).is_dir():
+        if named and os.path.isdir(named):
             try:
                 digest = weights_sha256(Path(named))
-            except BaseModelError as error:
+            except (BaseModelError, OSError) as error:
                 self.fail("base model", self.layout.id, str(error))
             if digest == self.layout.sha256:
                 return
@@ -246,7 +263,14 @@ class _Reader:
             if not dtypes <= _DTYPES:
                 self.fail("weights dtype", "F32, F16 or BF16", ", ".join(sorted(dtypes - _DTYPES)))
             tensors = safetensors.torch.load(content)
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            safetensors.SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             self.fail("weights file", "a whole safetensors file", str(error)[:200])
         stripped: dict[str, Tensor] = {}
         for key, tensor in tensors.items():
@@ -284,7 +308,10 @@ class _Reader:
             for name, tensor, shape in (("lora_A", side["A"], (rank, d_in)), ("lora_B", side["B"], (d_out, rank))):
                 if tuple(tensor.shape) != shape:
                     self.fail("shape", f"{list(shape)} for {module}.{name}", str(list(tensor.shape)))
-            pairs[module] = LoraPair(side["A"].T.contiguous(), (side["B"].T * config.scaling(module)).contiguous())
+            b = (side["B"].T * config.scaling(module)).contiguous()
+            if not torch.isfinite(b).all():
+                self.fail("finite values", f"finite numbers in {module}.lora_B times alpha", "NaN or infinity")
+            pairs[module] = LoraPair(side["A"].T.contiguous(), b)
         return pairs
 
     def check_saved_shapes(self, tensors: dict[str, Tensor]) -> None:
@@ -298,6 +325,8 @@ class _Reader:
                 self.fail("shape", f"{list(parameters[key])} for {key}", str(list(tensor.shape)))
         if f"{output}.weight" not in tensors:
             self.fail("tensors", f"a head: {output}.weight", "none in the file")
+        if not tensors[f"{output}.weight"].shape[0]:
+            self.fail("shape", f"at least one class in {output}.weight", "none")
         bias = tensors.get(f"{output}.bias")
         if bias is not None and bias.shape[0] != tensors[f"{output}.weight"].shape[0]:
             self.fail("shape", f"one {output}.bias a class", str(list(bias.shape)))
@@ -315,7 +344,7 @@ class _Reader:
             if not config.saves(key):
                 self.fail("tensors", "modules that modules_to_save names alone", key)
         for name in config.modules_to_save or ():
-            known = [key for key in parameters if re.match(rf"(^|.*\.){name}\.", key)]
+            known = [key for key in parameters if config.matches(rf"(^|.*\.){name}\.", key)]
             missing = [key for key in known if key not in tensors]
             if missing:
                 self.fail("tensors", f"{missing[0]}, which modules_to_save names", "none in the file")

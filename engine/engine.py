@@ -448,9 +448,9 @@ def _answer(item: _Work, windows: list[tuple[int, list[float] | InferenceFailed]
             return found
         for at in range(len(own)):
             own[at] += found[at] * (count / tokens)
-    if not all(map(math.isfinite, own)):
-        return InferenceFailed(f"adapter {adapter.id} gave logits that are not finite")
     scaled = [value / adapter.temperature for value in own]
+    if not all(map(math.isfinite, scaled)):
+        return InferenceFailed(f"adapter {adapter.id} gave logits that are not finite")
     if adapter.multi_label:
         scores = [_sigmoid(value) for value in scaled]
     else:

@@ -178,11 +178,17 @@ class Loader(threading.Thread):
             read_s = time.monotonic() - started_s
             self._engine.attach(read, awaited=awaited)
         except (VerificationError, BankFull) as error:
-            return Loaded(adapter, stamp, error)
+            return Loaded(adapter, self._unless_gone(adapter, stamp), error)
         except Exception as error:
-            # Not a check that failed but a check that broke: as much a reason not to serve, and worth a look.
-            log.exception("load_broke", adapter=str(adapter))
+            stamp = self._unless_gone(adapter, stamp)
+            if stamp:
+                # Not a check that failed but a check that broke: as much a reason not to serve, and worth a look.
+                log.exception("load_broke", adapter=str(adapter))
             reason = f"{type(error).__name__}: {error}"
             return Loaded(adapter, stamp, VerificationError(str(adapter), "load", "a readable adapter", reason))
         attach_s = time.monotonic() - started_s - read_s
         return Loaded(adapter, stamp, ResidentAdapter(read.labels, read.verified), read_s, attach_s)
+
+    def _unless_gone(self, adapter: AdapterId, stamp: Stamp) -> Stamp:
+        """Removed while it was read, an adapter is unknown and not refused."""
+        return stamp if self._registry.stamp(adapter) else ()

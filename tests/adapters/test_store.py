@@ -1,6 +1,9 @@
 """The registry directory: cheap looks, atomic changes, nothing outside it."""
 
+import os
+import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,36 @@ def test_a_version_that_links_out_is_refused(registry: Registry, source: Path) -
     (registry.root / "out" / "1").symlink_to(source)
     with pytest.raises(VerificationError, match="containment"):
         registry.directory(AdapterId("out", 1))
+
+
+def test_the_number_of_a_removed_version_is_not_given_again(registry: Registry, source: Path) -> None:
+    first, second = registry.publish(source, "movies"), registry.publish(source, "movies")
+    registry.remove(second)
+    registry.remove(first)
+    assert str(Registry(registry.root).publish(source, "movies")) == "movies@3"
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"champion": true}', b"[1]", b'{"champion": "1"}', b"\xff"])
+def test_aliases_that_are_none(registry: Registry, source: Path, content: bytes) -> None:
+    registry.publish(source, "movies")
+    (registry.root / "movies" / "aliases.json").write_bytes(content)
+    assert registry.aliases("movies") == {}
+    with pytest.raises(UnknownAdapter):
+        registry.resolve("movies@champion")
+    assert str(registry.resolve("movies")) == "movies@1"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+def test_aliases_that_are_no_file(registry: Registry, source: Path, make: Callable[[Path], object]) -> None:
+    registry.publish(source, "movies")
+    make(registry.root / "movies" / "aliases.json")
+    assert registry.aliases("movies") == {}
+    assert str(registry.resolve("movies")) == "movies@1"
+
+
+def test_a_pipe_is_not_published(registry: Registry, source: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(source, copy)
+    os.mkfifo(copy / "pipe")
+    with pytest.raises(PublishError, match="pipe"):
+        registry.publish(copy, "movies")

@@ -85,10 +85,8 @@ def load(
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of {', '.join(measurement.PARTS)}")
     options = measurement.Options(
         data=data,
-        seconds=seconds,
-        rounds=rounds,
+        turns=measurement.Turns(rounds, seconds, connections),
         overload_s=overload_seconds,
-        connections=connections,
         rival=rival,
     )
     measurement.run(parts or measurement.PARTS, options)

@@ -20,9 +20,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,17 @@ from benchmarks import infinity
 from benchmarks.generator import Answer, Generator, Sent, post
 from benchmarks.made import QUERY_VALUE, make_adapter
 from benchmarks.measure import console, stolen_s, write
+from benchmarks.rates import (
+    Turns,
+    closed_in_turn,
+    closed_loop,
+    print_rates,
+    quantile,
+    quantiles_ms,
+    rates_of,
+    shown,
+    warm,
+)
 from benchmarks.raw import RawEngine
 from benchmarks.running import DidNotStart, Server, running
 from engine.encoder import load_encoder
@@ -52,7 +63,6 @@ _TOLERANCE = 1e-4
 _LOW_RATE_PER_S = 5
 _SUSTAINED_SHARE = 0.97
 _PROBE_RATE_PER_S = 10
-_WARM_S = 1.5
 _WORDS = ("the", "a", "film", "battery", "service", "quick", "slow", "good", "never", "always", "broke", "at all")
 
 
@@ -61,38 +71,15 @@ class Options:
     """What a caller of the benchmark can decide.
 
     Attributes:
-        seconds: of a turn of a side.
         overload_s: length of the overload.
-        connections: closed loop, for the most that can be had.
         rival: where the rival's virtual environment is kept; None makes one for this run.
     """
 
     data: Path | None = None
-    seconds: float = 8.0
-    rounds: int = 4
+    turns: Turns = field(default_factory=Turns)
     overload_s: float = 60.0
     idle_s: float = 20.0
-    connections: int = 128
     rival: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """One side's rates. Ratios are to the first side, within each round.
-
-    Attributes:
-        cpu_share: of one core, taken by the generator in the median round.
-    """
-
-    best_per_s: float
-    median_per_s: float
-    best_ratio: float
-    ratio: float
-    ratio_low: float
-    ratio_high: float
-    p50_ms: float
-    p99_ms: float
-    cpu_share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,16 +163,6 @@ def _stock(made: Made, name: str, options: Sequence[str]) -> AbstractContextMana
     )
 
 
-@contextmanager
-def _only(server: Server | None, servers: Sequence[Server]) -> Iterator[None]:
-    """One of the servers awake, or none of them."""
-    with ExitStack() as stack:
-        for other in servers:
-            if other is not server:
-                stack.enter_context(other.asleep())
-        yield
-
-
 # transport, idle
 
 
@@ -205,17 +182,14 @@ def _transport(made: Made, generator: Generator, options: Options) -> dict[str, 
     tried = {}
     for name, variant in _STOCK_VARIANTS.items():
         with _stock(made, "stock-tried", variant) as server:
-            turn = min(options.seconds, 4.0)
-            tried[name] = max(
-                generator.closed_loop(server.port, requests, connections=options.connections, seconds=turn).rate_per_s()
-                for _ in range(2)
-            )
+            short = replace(options.turns, seconds=min(options.turns.seconds, 4.0))
+            tried[name] = max(closed_loop(generator, server, requests, short).rate_per_s() for _ in range(2))
         console.print(f"stock LitServe, {name}: {tried[name]:,.0f} requests/s")
     best = max(tried, key=lambda name: tried[name])
     with _service(made, "noop", noop=True) as own, _stock(made, "stock", _STOCK_VARIANTS[best]) as stock:
         sides = {f"LitServe, {best}": stock, "service": own}
-        found = _closed_in_turn(sides, dict.fromkeys(sides, requests), generator, options)
-    _print_rates(f"transport: no-op engine, {options.connections} connections", found)
+        found = closed_in_turn(sides, dict.fromkeys(sides, requests), generator, options.turns)
+    print_rates(f"transport: no-op engine, {options.turns.connections} connections", found)
     return {"stock_variants_per_s": tried, "sides": found, "mark": "service / LitServe >= 3"}
 
 
@@ -245,27 +219,27 @@ def _idle(made: Made, generator: Generator, options: Options) -> dict[str, Any]:
 def _throughput(made: Made, generator: Generator, options: Options) -> dict[str, Any]:
     requests = made.requests()
     threads, cores = max(1, usable_cores() - 1), usable_cores()
-    batches = sorted({32, options.connections, Settings().max_batch_texts})
+    batches = sorted({32, options.turns.connections, Settings().max_batch_texts})
     rates: dict[str, list[float]] = {f"engine, {threads} thread(s)": [], f"engine, {cores} threads": [], "service": []}
     by_batch: dict[int, list[float]] = {batch: [] for batch in batches}
     sent: list[Sent] = []
     with RawEngine(made.registry) as engine, _service(made, "throughput") as server:
-        for _ in range(options.rounds):
+        for _ in range(options.turns.rounds):
             with server.asleep():
-                part_s = options.seconds / len(batches)
+                part_s = options.turns.seconds / len(batches)
                 for batch in batches:
                     by_batch[batch].append(engine.texts_per_s(made.asked, batch=batch, threads=threads, seconds=part_s))
                 best = max(batches, key=lambda batch: statistics.median(by_batch[batch]))
                 everywhere = engine.texts_per_s(made.asked, batch=best, threads=cores, seconds=part_s)
                 rates[f"engine, {cores} threads"].append(everywhere)
-            _warm(generator, server, requests)
-            sent.append(_closed(generator, server, requests, options))
+            warm(generator, server, requests)
+            sent.append(closed_loop(generator, server, requests, options.turns))
             rates["service"].append(sent[-1].rate_per_s())
     # The engine's best batch size over all rounds, in every round: the service does not choose what comes at once.
     best = max(batches, key=lambda batch: statistics.median(by_batch[batch]))
     rates[f"engine, {threads} thread(s)"] = by_batch[best]
-    found = _rates(rates, {"service": sent})
-    _print_rates(f"throughput: {_NAMES} adapters, short texts, engine in batches of {best}", found)
+    found = rates_of(rates, {"service": sent})
+    print_rates(f"throughput: {_NAMES} adapters, short texts, engine in batches of {best}", found)
     return {"engine_by_batch_per_s": by_batch, "sides": found, "mark": "service / engine >= 0.85, same threads"}
 
 
@@ -276,17 +250,17 @@ def _latency(made: Made, generator: Generator, options: Options) -> dict[str, An
     """Per text: the service's latency less the engine's own time for that text, in the same round."""
     wait_s = Settings().batch_wait_ms / 1e3
     threads = max(1, usable_cores() - 1)
-    count = max(10, round(options.seconds * _LOW_RATE_PER_S))
+    count = max(10, round(options.turns.seconds * _LOW_RATE_PER_S))
     added_ms, split, lateness_ms, own_ms, service_ms = [], [], [], [], []
     with RawEngine(made.registry) as engine, _service(made, "latency") as server:
-        for number in range(options.rounds):
+        for number in range(options.turns.rounds):
             rows = [made.asked[(number * count + at) % len(made.asked)] for at in range(count)]
             with server.asleep():
                 own_s = engine.lone_s(rows, threads=threads, rate_per_s=_LOW_RATE_PER_S)
             requests = [
                 post("/classify", json.dumps({"text": row.text}).encode(), x_adapter=str(row.adapter)) for row in rows
             ]
-            _warm(generator, server, requests)
+            warm(generator, server, requests)
             sent = generator.open_loop(server.port, requests, [(_LOW_RATE_PER_S, count / _LOW_RATE_PER_S)])
             lateness_ms += [late * 1e3 for late in sent.lateness_s()]
             own_ms += [taken * 1e3 for taken in own_s]
@@ -321,7 +295,7 @@ def _latency(made: Made, generator: Generator, options: Options) -> dict[str, An
     )
     found = {}
     for name, values in figures.items():
-        found[name] = {f"p{share}": _quantile(values, share / 100) for share in (10, 50, 90, 99)}
+        found[name] = {f"p{share}": quantile(values, share / 100) for share in (10, 50, 90, 99)}
         table.add_row(name, *(f"{value:.2f}" for value in found[name].values()))
     p50 = found["service"]["p50"] - found["engine alone, same texts and pace"]["p50"] - wait_s * 1e3
     console.print(table)
@@ -343,14 +317,14 @@ def _overload(made: Made, generator: Generator, options: Options) -> dict[str, A
     with RawEngine(made.registry) as engine:
         reference = engine.logits(made.asked)
     with _service(made, "overload") as server:
-        _warm(generator, server, requests)
-        most_per_s = _closed(generator, server, requests, options).rate_per_s()
-        sustained_per_s, quiet = _sustained(generator, server, requests, most_per_s, options.seconds)
+        warm(generator, server, requests)
+        most_per_s = closed_loop(generator, server, requests, options.turns).rate_per_s()
+        sustained_per_s, quiet = _sustained(generator, server, requests, most_per_s, options.turns.seconds)
         # Probes follow at once, while what is queued is still being answered: that is how the service comes round.
         phases = [(2 * sustained_per_s, options.overload_s), (_PROBE_RATE_PER_S, options.overload_s)]
         whole = generator.open_loop(server.port, requests, phases)
     sent = whole.between(0, options.overload_s)
-    quiet_p95_s = _quantile([answer.latency_s for answer in quiet.answers], 0.95)
+    quiet_p95_s = quantile([answer.latency_s for answer in quiet.answers], 0.95)
     late = sent.lateness_s()
     found = {
         "most_per_s": most_per_s,
@@ -361,10 +335,10 @@ def _overload(made: Made, generator: Generator, options: Options) -> dict[str, A
         "answered_per_s": sent.rate_per_s(),
         "statuses": dict(sorted(Counter(str(answer.status) for answer in whole.answers).items())),
         "wrong_answers": _wrong(whole.answers, made.asked, reference),
-        "accepted_ms": _quantiles_ms(sent, 200),
-        "refused_ms": _quantiles_ms(sent, 429),
+        "accepted_ms": quantiles_ms(sent, 200),
+        "refused_ms": quantiles_ms(sent, 429),
         "full_speed_again_s": _full_speed_again_s(whole, options.overload_s, 2 * quiet_p95_s),
-        "generator_late_ms": {"p50": _quantile(late, 0.5) * 1e3, "p99": _quantile(late, 0.99) * 1e3},
+        "generator_late_ms": {"p50": quantile(late, 0.5) * 1e3, "p99": quantile(late, 0.99) * 1e3},
         "generator_cpu_share": whole.cpu_share,
         "mark": "200 and 429 alone, none lost, none wrong, full speed within 5 s",
     }
@@ -381,10 +355,10 @@ def _overload(made: Made, generator: Generator, options: Options) -> dict[str, A
     table.add_row("offered; answered with 200", f"{found['offered_per_s']:,.0f} /s; {found['answered_per_s']:,.0f} /s")
     table.add_row("statuses (0: lost), probes included", statuses)
     table.add_row("wrong adapter or wrong logits", f"{found['wrong_answers']}")
-    table.add_row("accepted, ms", _shown(found["accepted_ms"]))
-    table.add_row("refused, ms", _shown(found["refused_ms"]))
+    table.add_row("accepted, ms", shown(found["accepted_ms"]))
+    table.add_row("refused, ms", shown(found["refused_ms"]))
     table.add_row("full speed again (mark 5 s)", "not in this time" if again_s is None else f"after {again_s:.0f} s")
-    table.add_row("generator late, ms", _shown(found["generator_late_ms"]))
+    table.add_row("generator late, ms", shown(found["generator_late_ms"]))
     table.add_row("generator's CPU", f"{whole.cpu_share:.0%} of a core")
     console.print(table)
     return found
@@ -401,7 +375,7 @@ def _sustained(
         kept_up = sent.rate_per_s() >= _SUSTAINED_SHARE * len(sent.answers) / seconds
         console.print(
             f"[dim]open loop, {rate_per_s:,.0f} /s: {sent.rate_per_s():,.0f} /s answered, {refused} refused, "
-            f"p95 {_quantile([answer.latency_s for answer in sent.answers], 0.95) * 1e3:,.0f} ms[/]"
+            f"p95 {quantile([answer.latency_s for answer in sent.answers], 0.95) * 1e3:,.0f} ms[/]"
         )
         if kept_up and not refused:
             break
@@ -452,90 +426,9 @@ def _rivals(made: Made, generator: Generator, options: Options) -> dict[str, Any
             ]
             sides = {"infinity-emb, 1 merged classifier": rival, f"service, {_NAMES} adapters": own}
             requests = dict(zip(sides, (theirs, made.requests()), strict=True))
-            found = _closed_in_turn(sides, requests, generator, options)
+            found = closed_in_turn(sides, requests, generator, options.turns)
     except (infinity.NotInstalled, DidNotStart) as error:
         console.print(f"infinity-emb could not be measured here: {error}", markup=False)
         return {"infinity-emb": f"not measured: {error}"}
-    _print_rates(f"rivals: same texts, {options.connections} connections", found)
+    print_rates(f"rivals: same texts, {options.turns.connections} connections", found)
     return {"sides": found}
-
-
-# Sides in turn, rates, tables
-
-
-def _warm(generator: Generator, server: Server, requests: Sequence[bytes]) -> None:
-    """Every adapter loaded, every cache filled; a server that was stopped has its clocks back."""
-    generator.closed_loop(server.port, requests, connections=8, seconds=_WARM_S)
-
-
-def _closed(generator: Generator, server: Server, requests: Sequence[bytes], options: Options) -> Sent:
-    return generator.closed_loop(server.port, requests, connections=options.connections, seconds=options.seconds)
-
-
-def _closed_in_turn(
-    sides: Mapping[str, Server], requests: Mapping[str, Sequence[bytes]], generator: Generator, options: Options
-) -> dict[str, Rates]:
-    sent: dict[str, list[Sent]] = {name: [] for name in sides}
-    for _ in range(options.rounds):
-        for name, server in sides.items():
-            with _only(server, list(sides.values())):
-                _warm(generator, server, requests[name])
-                sent[name].append(_closed(generator, server, requests[name], options))
-    for name, runs in sent.items():
-        refused = Counter(answer.status for run in runs for answer in run.answers if answer.status != 200)
-        if refused:
-            console.print(f"[bold red]{name}: answers other than 200: {dict(refused)}[/]")
-    return _rates({name: [run.rate_per_s() for run in runs] for name, runs in sent.items()}, sent)
-
-
-def _rates(per_s: Mapping[str, Sequence[float]], sent: Mapping[str, Sequence[Sent]]) -> dict[str, Rates]:
-    first = next(iter(per_s.values()))
-    found = {}
-    for name, own in per_s.items():
-        ratios = [rate / other for rate, other in zip(own, first, strict=True)]
-        runs = sent.get(name, ())
-        latencies = [answer.latency_s * 1e3 for run in runs for answer in run.answers if answer.status == 200]
-        found[name] = Rates(
-            best_per_s=max(own),
-            median_per_s=statistics.median(own),
-            best_ratio=max(own) / max(first),
-            ratio=statistics.median(ratios),
-            ratio_low=min(ratios),
-            ratio_high=max(ratios),
-            p50_ms=_quantile(latencies, 0.5),
-            p99_ms=_quantile(latencies, 0.99),
-            cpu_share=statistics.median([run.cpu_share for run in runs]) if runs else 0.0,
-        )
-    return found
-
-
-def _print_rates(title: str, found: Mapping[str, Rates]) -> None:
-    columns = ("side", "best /s", "median /s", "best / best of first", "median ratio", "lowest to highest")
-    table = Table(*columns, "p50 ms", "p99 ms", "generator's CPU", title=title)
-    for name, side in found.items():
-        table.add_row(
-            name,
-            f"{side.best_per_s:,.0f}",
-            f"{side.median_per_s:,.0f}",
-            f"{side.best_ratio:.2f}",
-            f"{side.ratio:.2f}",
-            f"{side.ratio_low:.2f} to {side.ratio_high:.2f}",
-            f"{side.p50_ms:,.1f}",
-            f"{side.p99_ms:,.1f}",
-            f"{side.cpu_share:.0%}",
-        )
-    console.print(table)
-
-
-def _quantile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else math.nan
-
-
-def _quantiles_ms(sent: Sent, status: int) -> dict[str, float]:
-    latencies = [answer.latency_s * 1e3 for answer in sent.answers if answer.status == status]
-    return {f"p{share}": _quantile(latencies, share / 100) for share in (50, 95, 99)}
-
-
-def _shown(figures: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:,.1f}" for name, value in figures.items())

@@ -1,1 +1,1 @@
-"""Side-by-side measurements, each one command: `python -m benchmarks bank|residency|padding`."""
+"""Side-by-side measurements, each one command: `python -m benchmarks bank|residency|padding|load`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [bank|residency|padding]`: every measurement, or one.
+"""`python -m benchmarks [bank|residency|padding|load]`: every measurement, or one.
 
 Tables go to the terminal, JSON to runs/benchmarks.
 """
@@ -23,6 +23,7 @@ def everything(context: typer.Context) -> None:
         padding()
         bank()
         residency()
+        load()
 
 
 @app.command()
@@ -61,4 +62,36 @@ def padding(data: Data = None) -> None:
     measurement.run(data)
 
 
-app()
+@app.command()
+def load(
+    parts: Annotated[
+        list[str] | None,
+        typer.Argument(help="transport, idle, throughput, latency, overload, rivals; none: all of them."),
+    ] = None,
+    data: Data = None,
+    seconds: Annotated[float, typer.Option(help="Length of a side's turn.", min=1)] = 8.0,
+    rounds: Annotated[int, typer.Option(help="Turns of every side.", min=1)] = 4,
+    overload_seconds: Annotated[float, typer.Option(help="Length of the overload.", min=5)] = 60.0,
+    connections: Annotated[int, typer.Option(help="Requests on their way in closed loops.", min=1)] = 128,
+    rival: Annotated[
+        Path | None, typer.Option(help="Virtual environment for infinity-emb, kept; none: one for this run.")
+    ] = None,
+) -> None:
+    """The real service over HTTP: transport, throughput, latency, overload; LitServe and infinity-emb beside it."""
+    from benchmarks import load as measurement
+
+    unknown = set(parts or ()) - set(measurement.PARTS)
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of {', '.join(measurement.PARTS)}")
+    options = measurement.Options(
+        data=data,
+        turns=measurement.Turns(rounds, seconds, connections),
+        overload_s=overload_seconds,
+        rival=rival,
+    )
+    measurement.run(parts or measurement.PARTS, options)
+
+
+# The processes of `load` are spawned and import this module again under another name.
+if __name__ == "__main__":
+    app()

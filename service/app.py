@@ -37,6 +37,10 @@ def furnish(app: FastAPI, service: Service) -> None:
     keys = (*service.settings.api_keys, *service.settings.admin_keys) if service.settings.api_keys else ()
     app.add_middleware(RequireKey, keys=keys)
     app.add_middleware(RecordRequests, draining=lambda: service.watch.draining)
+    if service.tracing is not None:
+        from service.tracing import TraceRequests
+
+        app.add_middleware(TraceRequests, tracing=service.tracing)
 
 
 async def _on_our_error(request: Request, error: Exception) -> Response:

@@ -74,6 +74,8 @@ async def classify(
     """
     service: Service = request.app.state.service
     service.watch.check_ready()
+    facts = facts_of(request)
+    facts.enter("route")
     timeout_s = _timeout_s(x_request_timeout_ms, service.settings.request_timeout_s)
     route = find_route(x_adapter, _unit(x_unit_id), service)
     texts = body.texts
@@ -81,7 +83,10 @@ async def classify(
     _note_facts(request, route, texts, len(rows), service)
     if len(rows) > service.settings.max_texts_per_request:
         raise TooManyTexts(len(rows), service.settings.max_texts_per_request)
+    facts.enter("queue")
     reply = await service.mailbox.ask(rows, timeout_s=timeout_s)
+    facts.timings = reply.timings
+    facts.enter("labels")
     return _response(body, route, reply, request_id_of(request))
 
 

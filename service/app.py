@@ -43,6 +43,10 @@ def furnish(app: FastAPI, service: Service) -> None:
     app.add_middleware(LimitBody, max_bytes=service.settings.max_body_bytes)
     app.add_middleware(RequireKey, keys=service.settings.api_keys, admin_keys=service.settings.admin_keys)
     app.add_middleware(RecordRequests, draining=lambda: service.watch.draining)
+    if service.tracing is not None:
+        from service.tracing import TraceRequests
+
+        app.add_middleware(TraceRequests, tracing=service.tracing)
 
 
 async def _on_our_error(request: Request, error: Exception) -> Response:

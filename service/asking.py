@@ -76,15 +76,20 @@ async def ask(
     """
     service: Service = request.app.state.service
     service.watch.check_ready()
+    facts = facts_of(request)
+    facts.enter("route")
     timeout_s = _timeout_s(timeout_ms, service.settings.request_timeout_s)
     route = find_route(adapter, _unit(unit), service)
     rows = [Row(text, answering, long_text) for text in texts for answering in route.adapters]
     _note_facts(request, route, texts, len(rows), service)
     if len(rows) > service.settings.max_texts_per_request:
         raise TooManyTexts(len(rows), service.settings.max_texts_per_request)
+    facts.enter("queue")
     started_s = time.monotonic()
     reply = await service.mailbox.ask(rows, timeout_s=timeout_s, hung_up=lambda: _hung_up(request))
     took_ms = (time.monotonic() - started_s) * 1e3
+    facts.timings = reply.timings
+    facts.enter("labels")
     service.store.expose(_exposures(request_id_of(request), route, reply, took_ms))
     return route, reply
 

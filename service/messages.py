@@ -26,11 +26,16 @@ class Withdrawal(NamedTuple):
 
 
 class Timings(NamedTuple):
-    """Where a job's time went: waiting for its batch (and its adapter), and in that batch's stages."""
+    """Where a job's time went: waiting for its batch (and its adapter), and in that batch's stages.
+
+    Attributes:
+        batch_s: when its batch began, on the monotonic clock; 0 if it never came into one.
+    """
 
     queue_s: float
     tokenise_s: float
     forward_s: float
+    batch_s: float = 0.0
 
 
 class Reply(NamedTuple):

@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -17,10 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import TonearmError
 from service import metrics
+from service.messages import Timings
 from service.problems import problem_response
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_QUIET = frozenset({"/livez", "/readyz", "/metrics"})
+QUIET = frozenset({"/livez", "/readyz", "/metrics"})
+"""Asked every few seconds by machines: logged at debug level alone, never traced."""
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +37,12 @@ class Facts:
     rows: int = 0
     texts: list[str] | None = None
     """Set only where texts may be logged."""
+    stages: list[tuple[str, float]] = field(default_factory=list)
+    """Each with when it began, in seconds on the monotonic clock; traces are made of them (`tracing.py`)."""
+    timings: Timings | None = None
+
+    def enter(self, stage: str) -> None:
+        self.stages.append((stage, time.monotonic()))
 
 
 def facts_of(request: Request) -> Facts:
@@ -48,7 +56,7 @@ def request_id_of(request: Request) -> str:
 
 
 class RecordRequests:
-    """Outermost of our layers: whatever happens inside, the request gets an id, an answer, a line and a count."""
+    """Outermost of our layers but for traces: whatever happens inside, a request gets id, answer, line and count."""
 
     def __init__(self, app: ASGIApp, *, draining: Callable[[], bool]) -> None:
         self._app = app
@@ -106,7 +114,7 @@ class RecordRequests:
             line |= {"experiment": facts.experiment, "arm": facts.arm}
         if facts.texts is not None:
             line["texts"] = facts.texts
-        (log.debug if route in _QUIET else log.info)("request", **line)
+        (log.debug if route in QUIET else log.info)("request", **line)
 
 
 def _request_id(headers: Headers) -> str:

@@ -5,17 +5,22 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING
 
 import structlog
 
+from adapters.errors import SettingsError
 from adapters.store import Registry
 from service.experiments import Experiments
 from service.mailbox import Mailbox
 from service.run_directory import RunDirectory
-from service.settings import Settings
+from service.settings import PREFIX, Settings
 from service.store import Store
 from service.watch import Watch
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 _REFUSING_LOOKS = 5
 _FLUSH_TIMEOUT_S = 5.0
@@ -29,7 +34,7 @@ class Service:
     def __init__(self, settings: Settings, run_directory: RunDirectory, worker_ids: range, mailbox: Mailbox) -> None:
         """
         Raises:
-            SettingsError: the experiments file is wrong, or the database cannot be used.
+            SettingsError: the experiments file is wrong, the database cannot be used, or traces are on and cannot be.
         """
         self.settings = settings
         self.run_directory = run_directory
@@ -39,6 +44,7 @@ class Service:
         self.experiments = Experiments(settings.experiments_file, self.registry)
         self.store = Store(settings.database_url, settings.retention_days)
         self.store.migrate()
+        self.tracing = _tracing(settings)
         self._parent = os.getpid()
         self._refusing_since_s: float | None = None
         self._refusing_looks = 0
@@ -52,13 +58,14 @@ class Service:
         """
         self.store.start()
         watching = asyncio.create_task(self.watch.follow(receiver, self._on_look), name="watch")
-        try:
-            yield
-        finally:
-            watching.cancel()
-            with suppress(asyncio.CancelledError):
-                await watching
-            await asyncio.to_thread(self.store.stop, _FLUSH_TIMEOUT_S)
+        async with self.tracing.running() if self.tracing is not None else nullcontext():
+            try:
+                yield
+            finally:
+                watching.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watching
+                await asyncio.to_thread(self.store.stop, _FLUSH_TIMEOUT_S)
 
     def _on_look(self) -> None:
         self.experiments.refresh()
@@ -80,3 +87,22 @@ class Service:
         long_enough = time.monotonic() - self._refusing_since_s >= self.settings.drain_delay_s
         if long_enough and self._refusing_looks >= _REFUSING_LOOKS:
             self.run_directory.note_refused()
+
+
+def _tracing(settings: Settings) -> "Tracing | None":
+    """
+    Raises:
+        SettingsError: OpenTelemetry is not installed, or one of its variables is wrong.
+    """
+    if settings.traces == "off":
+        return None
+    try:
+        # Imported here: OpenTelemetry is an extra, and costs nothing where it is off.
+        from service.tracing import Tracing
+
+        return Tracing(settings.traces)
+    except ImportError as error:
+        expected = f"off, or pip install 'tonearm[otel]' ({error})"
+    except ValueError as error:
+        expected = f"OTEL_ variables that can be used ({error})"
+    raise SettingsError(f"{PREFIX}TRACES", settings.traces, expected)

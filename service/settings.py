@@ -96,6 +96,9 @@ class Settings(BaseSettings):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_text: bool = Field(False, description="Log the texts of requests.")
+    traces: Literal["off", "otlp", "console"] = Field(
+        "off", description="Where OpenTelemetry spans go; otlp takes the OTEL_ variables, console is standard output."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

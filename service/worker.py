@@ -411,7 +411,7 @@ class Worker:
         rows = [item.open.job.rows[item.at] for item in items]
         outcomes, stats = self._classify_safely(rows)
         for opened in {id(item.open): item.open for item in items}.values():
-            opened.timings = Timings(started_s - opened.sent_s, stats.tokenise_s, stats.forward_s)
+            opened.timings = Timings(started_s - opened.sent_s, stats.tokenise_s, stats.forward_s, started_s)
             metrics.stage_seconds.labels("queue").observe(opened.timings.queue_s)
         for item, outcome in zip(items, outcomes, strict=True):
             if isinstance(outcome, UnknownAdapter):

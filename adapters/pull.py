@@ -26,7 +26,7 @@ DEFAULT_MAX_WEIGHTS_MB = 1024
 _REPORT = "report"
 _TOP_LEVEL = (PEFT_CONFIG, PEFT_WEIGHTS, MANIFEST, "README.md")
 _REPORT_FILE = re.compile(rf"{_REPORT}/[A-Za-z0-9][A-Za-z0-9._-]*\.(json|png)")
-_HUB_SOURCE = re.compile(r"hf://[^/@]+/[^/@]+")
+_HUB_SOURCE = re.compile(r"hf://(?!(datasets|spaces|buckets)/)[^/@]+/[^/@]+")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
 _MB = 2**20
@@ -189,11 +189,9 @@ def _open_hub(source: str) -> tuple[str, Any, str]:
     from huggingface_hub import HfApi, HfFileSystem
 
     if _HUB_SOURCE.match(source) is None:
-        raise PullError(source, "is no hub source", "write hf://org/name[@revision][/folder]")
+        raise PullError(source, "names no model repository", "write hf://org/name[@revision][/folder]")
     filesystem = HfFileSystem(skip_instance_cache=True)
     resolved: Any = filesystem.resolve_path(source.rstrip("/"))
-    if getattr(resolved, "repo_type", None) != "model":
-        raise PullError(source, "is no model repository", "write hf://org/name[@revision][/folder]")
     commit = HfApi().model_info(resolved.repo_id, revision=resolved.revision).sha
     # All that follows asks for the commit, so that a push in between changes nothing.
     root = posixpath.join(f"{resolved.repo_id}@{commit}", resolved.path).rstrip("/")
@@ -224,7 +222,9 @@ def _list_directory(filesystem: Any, root: str, source: str) -> dict[str, dict[s
         if not root or entry["name"].startswith(f"{root}/"):
             name = entry["name"][len(root) :].strip("/")
             if ".." in name.split("/"):
-                raise PullError(source, f"lists the path {entry['name']!r}, which leads out of it", "trust it no more")
+                raise PullError(
+                    source, f"lists the path {entry['name']!r}, which leads out of it", "pull from one you trust"
+                )
             if name:
                 entries[name] = entry
     return entries
@@ -385,4 +385,4 @@ def _status(error: BaseException) -> int | None:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).strip().splitlines() if line), type(error).__name__)[:300]
+    return next((line for line in str(error).strip().splitlines() if line), type(error).__name__)[:300].rstrip(".")

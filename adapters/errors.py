@@ -8,7 +8,8 @@
     │   ├── InvalidReference   the text does not name an adapter at all
     │   ├── UnknownAdapter     well formed, but not in the registry
     │   ├── VerificationError  in the registry, but must not be served
-    │   └── PublishError       cannot be put into the registry
+    │   ├── PublishError       cannot be put into the registry
+    │   └── PullError          cannot be had from where it lies
     └── RequestError           one request cannot be answered
         ├── InvalidText        not Unicode text
         ├── TextTooLong        over the adapter's limit, and truncation was declined
@@ -114,6 +115,23 @@ class VerificationError(AdapterError):
 
 class PublishError(AdapterError):
     """A directory cannot be put into the registry."""
+
+
+class PullError(AdapterError):
+    """An adapter cannot be had from a remote source.
+
+    Args:
+        source: the source, as the user writes it; for the hub with the commit, once that is known.
+        problem: what is wrong, as the rest of a sentence about the source.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, source: str, problem: str, remedy: str) -> None:
+        super().__init__(source, problem, remedy)
+        self.source, self.problem, self.remedy = source, problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.problem}; {self.remedy}"
 
 
 class RequestError(TonearmError):

@@ -6,16 +6,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn, track
 from rich.table import Table
 
-from adapters.base_model import DEFAULT_BASE_MODEL, find_base_model
-from adapters.errors import TonearmError, VerificationError
+from adapters.base_model import DEFAULT_BASE_MODEL, BaseModelFiles, find_base_model
+from adapters.errors import InvalidReference, TonearmError, VerificationError
 from adapters.manifest import MANIFEST, read_manifest
-from adapters.reference import AdapterId
+from adapters.pull import DEFAULT_MAX_WEIGHTS_MB, default_name, fetched, find_remote_adapter, refused
+from adapters.reference import NAME, AdapterId
 from adapters.store import SHIPPED, Registry
 
-app = typer.Typer(help="List, verify, publish and remove adapters of a registry.", no_args_is_help=True)
+app = typer.Typer(help="List, verify, publish, pull and remove adapters of a registry.", no_args_is_help=True)
 
 RegistryDirectory = Annotated[
     Path,
@@ -98,14 +99,48 @@ def publish(
     base_model: BaseModel = DEFAULT_BASE_MODEL,
 ) -> None:
     """Verify a directory and put it into the registry as the next version of NAME, atomically."""
-    from engine.engine import Engine
-
     store = Registry(registry)
-    engine = Engine(find_base_model(base_model), capacity=1)
-    # Verified first under the name that it carries itself: a version that fails would be the newest of its name.
-    named = read_manifest(directory) if (directory / MANIFEST).exists() else None
-    engine.verify(directory, AdapterId(named.name, named.version) if named else AdapterId(name, 1))
-    console.print(f"published [bold]{store.publish(directory, name)}[/] in {store.root}")
+    adapter = _verify_and_publish(directory, name, store, find_base_model(base_model))
+    console.print(f"published [bold]{adapter}[/] in {store.root}")
+
+
+@app.command()
+def pull(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="hf://org/name[@revision][/folder], s3://bucket/prefix, or a directory's URL that fsspec reads."
+        ),
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The name to publish under.", show_default="the last part of SOURCE")
+    ] = None,
+    registry: RegistryDirectory = SHIPPED,
+    base_model: BaseModel = DEFAULT_BASE_MODEL,
+    max_mb: Annotated[int, typer.Option(min=1, help="Largest weights file taken, in MiB.")] = DEFAULT_MAX_WEIGHTS_MB,
+) -> None:
+    """Download an adapter, verify it and put it into the registry as the next version of NAME, atomically.
+
+    HF_TOKEN and HF_ENDPOINT, AWS_PROFILE and AWS_ENDPOINT_URL are honoured. Pickles are never fetched.
+    """
+    name = default_name(source) if name is None else name
+    if not NAME.fullmatch(name):
+        raise InvalidReference(name)
+    store = Registry(registry)
+    remote = find_remote_adapter(source, max_weights_mb=max_mb)
+    base = find_base_model(base_model)
+    with _download_progress() as progress:
+        bar = progress.add_task("downloading", total=remote.size_bytes)
+        with fetched(remote, store.root, advance=lambda size_bytes: progress.advance(bar, size_bytes)) as directory:
+            progress.stop()
+            try:
+                adapter = _verify_and_publish(directory, name, store, base)
+            except VerificationError as error:
+                raise refused(remote, error) from error
+    console.print(f"published [bold]{adapter}[/] from {escape(remote.shown)} in {store.root}")
+    if remote.left_out:
+        more = f" and {len(remote.left_out) - 8} more" if len(remote.left_out) > 8 else ""
+        console.print(f"left where it is, as no adapter holds it: {escape(', '.join(remote.left_out[:8]))}{more}")
 
 
 @app.command()
@@ -137,3 +172,18 @@ def alias(
     else:
         store.set_alias(name, alias, version)
         console.print(f"[bold]{name}@{alias}[/] now means {name}@{version}")
+
+
+def _verify_and_publish(directory: Path, name: str, store: Registry, base: BaseModelFiles) -> AdapterId:
+    from engine.engine import Engine
+
+    engine = Engine(base, capacity=1)
+    # Verified first under the name that it carries itself: a version that fails would be the newest of its name.
+    named = read_manifest(directory) if (directory / MANIFEST).exists() else None
+    engine.verify(directory, AdapterId(named.name, named.version) if named else AdapterId(name, 1))
+    return store.publish(directory, name)
+
+
+def _download_progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -2,22 +2,67 @@
 
 import hashlib
 import json
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlparse
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlparse
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+@dataclass(frozen=True)
+class Faults:
+    """What the stand-in gets wrong, by path in the repository.
+
+    Attributes:
+        listed_bytes: sizes that the listing gives, of files that are not there too.
+        cut_bytes: the connection closes after so many bytes of a body, every time.
+        damaged: served with one bit of the last byte flipped.
+        forbidden: listed, but their content is answered with 403.
+    """
+
+    listed_bytes: Mapping[str, int] = field(default_factory=dict)
+    cut_bytes: Mapping[str, int] = field(default_factory=dict)
+    damaged: frozenset[str] = frozenset()
+    forbidden: frozenset[str] = frozenset()
+
+
+NO_FAULTS = Faults()
+
+
+def commit_of(revision: str) -> str:
+    """The commit that a branch or tag of the stand-in means."""
+    return COMMIT if revision == "main" else hashlib.sha1(revision.encode()).hexdigest()
+
+
 @contextmanager
-def serve_model(repo_id: str, directory: Path, *, token: str | None = None) -> Iterator[str]:
-    """Serve `directory` as `repo_id` at one commit (`main`); yields the endpoint. With `token`, only to its bearer."""
-    files = {
-        path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
+def serve_model(
+    repo_id: str,
+    directory: Path,
+    *,
+    token: str | None = None,
+    revisions: Mapping[str, Path] | None = None,
+    faults: Faults = NO_FAULTS,
+    fetched: list[str] | None = None,
+) -> Iterator[str]:
+    """Serve `directory` as `repo_id` at one commit (`main`); yields the endpoint.
+
+    Args:
+        token: only its bearer is answered.
+        revisions: further branches or tags, by name, each at a commit of its own (`commit_of`).
+        fetched: gets the path of every file whose content is asked for.
+    """
+    trees = {
+        revision: {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+        for revision, root in {"main": directory, **(revisions or {})}.items()
     }
+    trees |= {commit_of(revision): files for revision, files in trees.items()}
+    asked = [] if fetched is None else fetched
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -27,36 +72,82 @@ def serve_model(repo_id: str, directory: Path, *, token: str | None = None) -> I
             self.answer(with_body=False)
 
         def answer(self, *, with_body: bool) -> None:
-            path = unquote(urlparse(self.path).path)
+            url = urlparse(self.path)
+            api = re.fullmatch(rf"/api/models/{repo_id}(?:/(revision|tree)/([^/]+)(?:/(.+))?)?", url.path)
+            content = re.fullmatch(rf"/{repo_id}/resolve/([^/]+)/(.+)", url.path)
+            revision = unquote((api[2] or "main") if api else content[1] if content else "")
             if token is not None and self.headers.get("Authorization") != f"Bearer {token}":
                 self.reply(401, b"", with_body, {"X-Error-Message": "a token is needed"})
-            elif path in (f"/api/models/{repo_id}", *(f"/api/models/{repo_id}/revision/{r}" for r in ("main", COMMIT))):
-                siblings = [{"rfilename": name} for name in files]
-                self.reply(200, json.dumps({"id": repo_id, "sha": COMMIT, "siblings": siblings}).encode(), with_body)
-            elif path.startswith(f"/api/models/{repo_id}/tree/"):
-                entries = [
-                    {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                    for name, content in files.items()
-                ]
-                self.reply(200, json.dumps(entries).encode(), with_body)
+            elif not api and not content:
+                self.reply(404, b"", with_body, {"X-Error-Code": "RepoNotFound"})
+            elif revision not in trees:
+                self.reply(404, b"", with_body, {"X-Error-Code": "RevisionNotFound"})
+            elif content:
+                self.answer_content(unquote(content[2]), revision, with_body)
+            elif api and api[1] == "tree":
+                recursive = parse_qs(url.query).get("recursive", ["False"])[0].lower() in ("true", "1")
+                self.answer_tree(unquote(api[3] or ""), trees[revision], recursive, with_body)
             else:
-                prefixes = [f"/{repo_id}/resolve/{revision}/" for revision in ("main", COMMIT)]
-                name = next((path.removeprefix(prefix) for prefix in prefixes if path.startswith(prefix)), "")
-                if name in files:
-                    headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(files[name]).hexdigest()}"'}
-                    self.reply(200, files[name], with_body, headers)
-                else:
-                    code = "EntryNotFound" if path.startswith(f"/{repo_id}/") else "RepoNotFound"
-                    self.reply(404, b"", with_body, {"X-Error-Code": code})
+                siblings = [{"rfilename": name} for name in trees[revision]]
+                document = {"id": repo_id, "sha": self.commit(revision), "siblings": siblings}
+                self.reply(200, json.dumps(document).encode(), with_body)
 
-        def reply(self, status: int, body: bytes, with_body: bool, headers: dict[str, str] | None = None) -> None:
+        def answer_tree(self, folder: str, files: Mapping[str, bytes], recursive: bool, with_body: bool) -> None:
+            entries: dict[str, dict[str, Any]] = {}
+            prefix = f"{folder}/" if folder else ""
+            sizes = {name: len(body) for name, body in files.items()} | dict(faults.listed_bytes)
+            for name, size in sizes.items():
+                if not name.startswith(prefix):
+                    continue
+                below, slash, _ = name.removeprefix(prefix).partition("/")
+                if slash:
+                    entries[prefix + below] = {"type": "directory", "path": prefix + below, "oid": "0" * 40, "size": 0}
+                if not slash or recursive or ".." in name:
+                    body = files.get(name, b"")
+                    entry = {"type": "file", "path": name, "size": size, "oid": hashlib.sha1(body).hexdigest()}
+                    if name.endswith(".safetensors"):
+                        entry["lfs"] = {"oid": hashlib.sha256(body).hexdigest(), "size": size, "pointerSize": 130}
+                    entries[name] = entry
+            if entries:
+                self.reply(200, json.dumps(list(entries.values())).encode(), with_body)
+            else:
+                self.reply(404, b"", with_body, {"X-Error-Code": "EntryNotFound"})
+
+        def answer_content(self, name: str, revision: str, with_body: bool) -> None:
+            if with_body:
+                asked.append(name)
+            files = trees[revision]
+            if name in faults.forbidden:
+                self.reply(403, b"", with_body, {"X-Error-Message": "not yours"})
+            elif name in files:
+                body = files[name]
+                headers = {"X-Repo-Commit": self.commit(revision), "ETag": f'"{hashlib.sha1(body).hexdigest()}"'}
+                if name in faults.damaged:
+                    body = body[:-1] + bytes([body[-1] ^ 1])
+                self.reply(200, body, with_body, headers, faults.cut_bytes.get(name))
+            else:
+                self.reply(404, b"", with_body, {"X-Error-Code": "EntryNotFound"})
+
+        def commit(self, revision: str) -> str:
+            return revision if re.fullmatch("[0-9a-f]{40}", revision) else commit_of(revision)
+
+        def reply(
+            self,
+            status: int,
+            body: bytes,
+            with_body: bool,
+            headers: dict[str, str] | None = None,
+            cut_bytes: int | None = None,
+        ) -> None:
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             for name, value in (headers or {}).items():
                 self.send_header(name, value)
             self.end_headers()
             if with_body:
-                self.wfile.write(body)
+                self.wfile.write(body[:cut_bytes])
+            if cut_bytes is not None:
+                self.close_connection = True
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the name is the base class's)
             pass

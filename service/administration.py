@@ -16,24 +16,24 @@ from adapters.errors import DeadlineExceeded
 from adapters.reference import AdapterId, parse_reference
 from service.asking import XRequestId
 from service.run_directory import Verb
-from service.schemas import AdapterState, problem_answers
+from service.schemas import STATE_EXAMPLES, AdapterState, answers, problem_answers
 from service.service import Service
 
 router = APIRouter(prefix="/adapters", tags=["administration"])
 
 _LOOK_EVERY_S = 0.05
-_PROBLEMS = problem_answers(400, 401, 403, 404, 409, 503, 504)
+_ANSWERS = answers(STATE_EXAMPLES) | problem_answers(400, 401, 403, 404, 409, 422, 500, 503, 504)
 
 Name = Annotated[str, PathParameter(description="name, name@3 or name@alias.", examples=["movies"])]
 
 
-@router.post("/{name}/load", responses=_PROBLEMS, summary="Make it resident now")
+@router.post("/{name}/load", responses=_ANSWERS, summary="Make it resident now")
 async def load(request: Request, name: Name, x_request_id: XRequestId = None) -> AdapterState:
     """Before its first request pays for it. One that was refused is tried again."""
     return await _order(request, "load", name)
 
 
-@router.post("/{name}/unload", responses=_PROBLEMS, summary="Free its slot, and unpin it")
+@router.post("/{name}/unload", responses=_ANSWERS, summary="Free its slot, and unpin it")
 async def unload(request: Request, name: Name, x_request_id: XRequestId = None) -> AdapterState:
     """It stays in the registry, so the next request loads it again; to take it away for good, remove it there."""
     service: Service = request.app.state.service
@@ -44,13 +44,13 @@ async def unload(request: Request, name: Name, x_request_id: XRequestId = None) 
     return await _order(request, "unload", name)
 
 
-@router.post("/{name}/pin", responses=_PROBLEMS, summary="Make it resident, and never let it make room")
+@router.post("/{name}/pin", responses=_ANSWERS, summary="Make it resident, and never let it make room")
 async def pin(request: Request, name: Name, x_request_id: XRequestId = None) -> AdapterState:
     """Until `/unload` or the end of this run; TONEARM_PINNED_ADAPTERS pins for longer."""
     return await _order(request, "pin", name)
 
 
-@router.post("/{name}/verify", responses=_PROBLEMS, summary="Read it again and run every check")
+@router.post("/{name}/verify", responses=_ANSWERS, summary="Read it again and run every check")
 async def verify(request: Request, name: Name, x_request_id: XRequestId = None) -> AdapterState:
     """Bytes, digests, shapes and golden logits, whatever was found before; it is resident then, or failed."""
     return await _order(request, "verify", name)

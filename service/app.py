@@ -11,6 +11,7 @@ from starlette.responses import Response
 from adapters.errors import TonearmError
 from adapters.store import Registry
 from service import administration, classify, feedback, listings, open_inference, predict, probes
+from service.openapi import complete
 from service.problems import http_problem_response, problem_response
 from service.record import RecordRequests, request_id_of
 from service.schemas import TAGS
@@ -26,7 +27,7 @@ def furnish(app: FastAPI, service: Service) -> None:
     app.title, app.description, app.version = "Tonearm", _DESCRIPTION, "0.1.0"
     app.state.service = service
     app.state.catalogue = listings.Catalogue(Registry(service.settings.adapters_dir))
-    for router in (
+    routers = (
         classify.router,
         open_inference.router,
         predict.router,
@@ -34,8 +35,10 @@ def furnish(app: FastAPI, service: Service) -> None:
         listings.router,
         administration.router,
         probes.router,
-    ):
+    )
+    for router in routers:
         app.include_router(router)
+    complete(app, routers, keys=bool(service.settings.api_keys))
     app.add_exception_handler(TonearmError, _on_our_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_bad_body)

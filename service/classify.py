@@ -12,7 +12,14 @@ from service.asking import Route, XAdapter, XRequestId, XRequestTimeoutMs, XUnit
 from service.messages import Reply
 from service.problems import problem
 from service.record import request_id_of
-from service.schemas import ClassifyAnswer, ClassifyBody, ClassifyResults, problem_answers
+from service.schemas import (
+    CLASSIFY_EXAMPLES,
+    ClassifyAnswer,
+    ClassifyBody,
+    ClassifyResults,
+    answers,
+    problem_answers,
+)
 
 router = APIRouter(tags=["classify"])
 
@@ -20,7 +27,7 @@ router = APIRouter(tags=["classify"])
 @router.post(
     "/classify",
     response_model=ClassifyAnswer | ClassifyResults,
-    responses=problem_answers(400, 401, 404, 409, 413, 422, 429, 500, 503, 504),
+    responses=answers(CLASSIFY_EXAMPLES) | problem_answers(400, 401, 404, 409, 413, 422, 429, 500, 503, 504),
     summary="Classify one text or several",
 )
 async def classify(

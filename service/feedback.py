@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.asking import XRequestId
-from service.schemas import Text, problem_answers
+from service.schemas import FEEDBACK_EXAMPLES, Text, answers, problem_answers
 from service.service import Service
 
 router = APIRouter(tags=["feedback"])
@@ -31,7 +31,11 @@ class FeedbackAnswer(BaseModel):
     replaced: bool = Field(description="Another label had been given before.")
 
 
-@router.post("/feedback", responses=problem_answers(401, 404, 413, 422, 503), summary="Say what was right")
+@router.post(
+    "/feedback",
+    responses=answers(FEEDBACK_EXAMPLES) | problem_answers(401, 404, 413, 422, 500, 503),
+    summary="Say what was right",
+)
 async def feedback(request: Request, body: FeedbackBody, x_request_id: XRequestId = None) -> FeedbackAnswer:
     """It is on disk when this answers. Saying the same again changes nothing; another label takes the place."""
     service: Service = request.app.state.service

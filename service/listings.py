@@ -16,11 +16,15 @@ from adapters.store import Registry
 from service.analysis import analyse
 from service.run_directory import ResidentAdapter
 from service.schemas import (
+    ADAPTERS_EXAMPLES,
+    EXPERIMENT_EXAMPLES,
+    EXPERIMENTS_EXAMPLES,
     AdapterList,
     ArmEntry,
     ExperimentEntry,
     ExperimentList,
     ExperimentResult,
+    answers,
     problem_answers,
 )
 from service.service import Service
@@ -93,6 +97,8 @@ class Catalogue:
             manifest = read_manifest(self._registry.directory(adapter))
         except VerificationError as error:
             return stamp, _Said(reason=error.reason)
+        except OSError:  # removed since the look
+            return (), _Said()
         metrics = {name: metric.model_dump() for name, metric in manifest.metrics.items()}
         return stamp, _Said(list(manifest.labels), manifest.description, metrics)
 
@@ -101,7 +107,7 @@ class Catalogue:
 @router.get(
     "/adapters",
     response_model=AdapterList,
-    responses=problem_answers(401),
+    responses=answers(ADAPTERS_EXAMPLES) | problem_answers(401, 500),
     summary="All adapters, their versions and states",
 )
 def adapters(request: Request) -> Response:
@@ -137,7 +143,11 @@ def _version(
 
 
 # Not async: it asks the database.
-@router.get("/experiments/{name}", responses=problem_answers(401, 404, 503), summary="One experiment and its verdict")
+@router.get(
+    "/experiments/{name}",
+    responses=answers(EXPERIMENT_EXAMPLES) | problem_answers(401, 404, 500, 503),
+    summary="One experiment and its verdict",
+)
 def experiment(request: Request, name: str) -> ExperimentResult:
     """Per arm texts, units, feedback, accuracy; each against the first, with an interval that holds at every look."""
     service: Service = request.app.state.service
@@ -148,7 +158,11 @@ def experiment(request: Request, name: str) -> ExperimentResult:
     return ExperimentResult.of(found, analyse(service.store.arms(found)))
 
 
-@router.get("/experiments", responses=problem_answers(401), summary="Experiments in force")
+@router.get(
+    "/experiments",
+    responses=answers(EXPERIMENTS_EXAMPLES) | problem_answers(401, 500),
+    summary="Experiments in force",
+)
 async def experiments(request: Request) -> ExperimentList:
     service: Service = request.app.state.service
     return ExperimentList(

@@ -17,7 +17,7 @@ from adapters.manifest import MANIFEST, read_manifest
 from engine.rows import Answer, LongText
 from service.asking import XRequestId, XRequestTimeoutMs, ask, headers_of
 from service.record import request_id_of
-from service.schemas import problem_answers
+from service.schemas import answers, problem_answers
 from service.service import Service
 
 router = APIRouter(prefix="/v2", tags=["open inference protocol"])
@@ -116,28 +116,71 @@ class ModelReady(BaseModel):
     ready: bool
 
 
-@router.get("", responses=problem_answers(401), summary="Server metadata")
+_SERVER = {"server": {"name": "tonearm", "version": "0.1.0", "extensions": []}}
+_MODEL_STATUSES = (400, 401, 404, 409, 422, 500)
+_LIVE, _DEAD = {"alive": {"live": True}}, {"dead": {"live": False}}
+_READY, _NOT_READY = {"ready": {"ready": True}}, {"not-yet": {"ready": False}}
+_MODEL_READY = {"ready": {"name": "movies", "ready": True}}
+_MODEL = {
+    "movies": {
+        "name": "movies",
+        "versions": ["1"],
+        "platform": "tonearm",
+        "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+        "outputs": [
+            {"name": "label", "datatype": "BYTES", "shape": [-1]},
+            {"name": "scores", "datatype": "FP32", "shape": [-1, 2]},
+        ],
+        "parameters": {"labels": ["negative", "positive"], "max_tokens": 128},
+    }
+}
+_INFERRED = {
+    "one-text": {
+        "model_name": "movies",
+        "model_version": "1",
+        "id": "seven",
+        "outputs": [{"name": "label", "shape": [1], "datatype": "BYTES", "data": ["positive"], "parameters": None}],
+    }
+}
+
+_MODEL_ANSWERS = answers(_MODEL) | problem_answers(*_MODEL_STATUSES)
+_MODEL_READY_ANSWERS = answers(_MODEL_READY) | problem_answers(*_MODEL_STATUSES, 503)
+
+
+def _content(examples: dict[str, Any]) -> dict[str, Any]:
+    return {"content": answers(examples)[200]["content"]}
+
+
+@router.get("", responses=answers(_SERVER) | problem_answers(401, 500), summary="Server metadata")
 async def server(request: Request) -> ServerMetadata:
     return ServerMetadata(name="tonearm", version=request.app.version, extensions=[])
 
 
-@router.get("/health/live", response_model=Live, responses={503: {"model": Live}}, summary="Is it alive?")
+@router.get(
+    "/health/live",
+    response_model=Live,
+    responses=answers(_LIVE) | {503: {"model": Live, "description": "Dead.", **_content(_DEAD)}},
+    summary="Is it alive?",
+)
 async def live(request: Request) -> Response:
     service: Service = request.app.state.service
     alive = service.watch.death() is None
     return JSONResponse({"live": alive}, 200 if alive else 503)
 
 
-@router.get("/health/ready", response_model=Ready, responses={503: {"model": Ready}}, summary="Does it take work?")
+@router.get(
+    "/health/ready",
+    response_model=Ready,
+    responses=answers(_READY) | {503: {"model": Ready, "description": "Not ready.", **_content(_NOT_READY)}},
+    summary="Does it take work?",
+)
 async def ready(request: Request) -> Response:
     service: Service = request.app.state.service
     return JSONResponse({"ready": service.watch.ready}, 200 if service.watch.ready else 503)
 
 
-@router.get("/models/{model}/ready", responses=problem_answers(400, 401, 404, 409, 503), summary="Can it answer?")
-@router.get(
-    "/models/{model}/versions/{version}/ready", responses=problem_answers(400, 401, 404, 409, 503), summary="Can it?"
-)
+@router.get("/models/{model}/ready", responses=_MODEL_READY_ANSWERS, summary="Can it answer?")
+@router.get("/models/{model}/versions/{version}/ready", responses=_MODEL_READY_ANSWERS, summary="Can it?")
 async def model_ready(request: Request, model: Model, version: Version | None = None) -> ModelReady:
     """An adapter that is not resident is loaded by its first request: it is ready unless it was refused."""
     service: Service = request.app.state.service
@@ -150,10 +193,8 @@ async def model_ready(request: Request, model: Model, version: Version | None = 
 
 
 # Not async: it reads a file.
-@router.get("/models/{model}", responses=problem_answers(400, 401, 404, 409), summary="Model metadata")
-@router.get(
-    "/models/{model}/versions/{version}", responses=problem_answers(400, 401, 404, 409), summary="Model metadata"
-)
+@router.get("/models/{model}", responses=_MODEL_ANSWERS, summary="Model metadata")
+@router.get("/models/{model}/versions/{version}", responses=_MODEL_ANSWERS, summary="Model metadata")
 def metadata(request: Request, model: Model, version: Version | None = None) -> ModelMetadata:
     catalogue = request.app.state.catalogue
     adapter, versions, directory = catalogue.resolve(_reference(model, version))
@@ -181,7 +222,7 @@ def metadata(request: Request, model: Model, version: Version | None = None) -> 
 
 _INFER: dict[str, Any] = {
     "response_model": InferAnswer,
-    "responses": problem_answers(400, 401, 404, 409, 413, 422, 429, 500, 503, 504),
+    "responses": answers(_INFERRED) | problem_answers(400, 401, 404, 409, 413, 422, 429, 500, 503, 504),
     "summary": "Classify a tensor of texts",
 }
 

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from adapters.errors import TonearmError
 from engine.rows import Answer
 from service.asking import XAdapter, XRequestId, XRequestTimeoutMs, XUnitId, ask, headers_of
-from service.schemas import Text, problem_answers
+from service.schemas import Text, answers, problem_answers
 
 router = APIRouter(tags=["text-embeddings-inference"])
 
@@ -57,10 +57,16 @@ class Prediction(BaseModel):
     label: str
 
 
+_EXAMPLES = {
+    "one-text": [{"score": 0.98, "label": "positive"}, {"score": 0.02, "label": "negative"}],
+    "a-batch": [[{"score": 0.98, "label": "positive"}, {"score": 0.02, "label": "negative"}]],
+}
+
+
 @router.post(
     "/predict",
     response_model=list[Prediction] | list[list[Prediction]],
-    responses=problem_answers(400, 401, 404, 409, 413, 422, 429, 500, 503, 504),
+    responses=answers(_EXAMPLES) | problem_answers(400, 401, 404, 409, 413, 422, 429, 500, 503, 504),
     summary="Classify as text-embeddings-inference does",
 )
 async def predict(

@@ -14,6 +14,12 @@ from service.problems import http_problem_response, problem_response
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Probes carry no key; every other path wants one, whether it exists or not."""
 
+KEY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+"""How a key may be sent, as OpenAPI says it."""
+
 
 class RequireKey:
     """Answers 401 without a key that is known, and 403 where only an administrator's will do.

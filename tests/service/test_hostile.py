@@ -13,7 +13,7 @@ from adapters.base_model import BaseModelFiles
 from adapters.store import Registry
 from tests.damage import DAMAGE, LIES, NESTED, damaged
 from tests.factory import AdapterShape, save_adapter
-from tests.service.running import ADMIN_KEY, SHAPES, Service
+from tests.service.running import SHAPES, Service
 
 pytestmark = pytest.mark.harmful
 
@@ -44,10 +44,21 @@ def good_answers(service: Service) -> dict[str, dict[str, float]]:
     return answers
 
 
-def listed(service: Service) -> dict[str, dict[str, object]]:
-    response = service.client.get("/adapters", headers={"X-API-Key": ADMIN_KEY})
-    assert response.status_code == 200
-    return {entry["name"]: entry["versions"][0] for entry in response.json()["adapters"]}
+Entries = dict[str, dict[str, object]]
+"""Each name's newest version, as it is listed."""
+
+
+def listed(service: Service, until: Callable[[Entries], bool] = lambda entries: True) -> Entries:
+    """What `/adapters` says, once it says so: workers tell how things stand ten times a second at most."""
+    deadline_s = time.monotonic() + 10
+    while True:
+        response = service.client.get("/adapters")
+        assert response.status_code == 200
+        entries = {entry["name"]: entry["versions"][0] for entry in response.json()["adapters"]}
+        if until(entries):
+            return entries
+        assert time.monotonic() < deadline_s, entries
+        time.sleep(0.1)
 
 
 def test_every_damaged_adapter_is_refused_by_name_and_the_others_are_served(
@@ -68,11 +79,7 @@ def test_every_damaged_adapter_is_refused_by_name_and_the_others_are_served(
         assert re.search(f"(?s){name}@1.*({reason})", response.json()["detail"]), f"{damage}: {response.text}"
         # Refused once, it is refused from memory.
         assert service.classify(["a fine film"], f"{name}@1,movies").json()["results"][0][1]["adapter"] == "movies@1"
-    deadline_s = time.monotonic() + 10
-    while any(listed(service)[name]["state"] != "failed" for name in NAMES):
-        assert time.monotonic() < deadline_s, [name for name in NAMES if listed(service)[name]["state"] != "failed"]
-        time.sleep(0.1)
-    entries = listed(service)
+    entries = listed(service, until=lambda entries: all(entries[name]["state"] == "failed" for name in NAMES))
     for name, damage in NAMES.items():
         assert re.search(f"(?s)({ALL[damage][1]})", str(entries[name]["reason"])), (damage, entries[name])
     assert all(entries[name]["state"] == "resident" for name in SHAPES)
@@ -131,4 +138,4 @@ def test_hostile_aliases(service: Service, source: Path, make: Callable[[Path], 
     make(place / "aliases.json")
     assert service.classify("x", "aliased").status_code == 200
     assert service.classify("x", "aliased@champion").status_code == 404
-    assert listed(service)["aliased"]["state"] == "resident"
+    listed(service, until=lambda entries: entries["aliased"]["state"] == "resident")

@@ -62,6 +62,7 @@ _TEXTS = 400
 _TOLERANCE = 1e-4
 _LOW_RATE_PER_S = 5
 _SUSTAINED_SHARE = 0.97
+_IDLE_WINDOW_S = 2.0
 _PROBE_RATE_PER_S, _PROBED_S = 10, 40
 _WORDS = ("the", "a", "film", "battery", "service", "quick", "slow", "good", "never", "always", "broke", "at all")
 
@@ -200,12 +201,19 @@ def _idle(made: Made, generator: Generator, options: Options) -> dict[str, Any]:
         with _service(made, "idle") if name == "service" else _stock(made, "idle", variant) as server:
             # What starts lazily starts with the first requests.
             generator.closed_loop(server.port, requests, connections=4, seconds=1)
-            time.sleep(2)
-            before_s, started_s = server.cpu_s(), time.monotonic()
-            time.sleep(options.idle_s)
-            shares[name] = (server.cpu_s() - before_s) / (time.monotonic() - started_s)
-        console.print(f"idle, {name}: {shares[name]:.1%} of a core over {options.idle_s:.0f} s (mark for ours: 2 %)")
-    return {"idle_share_of_a_core": shares}
+            time.sleep(_IDLE_WINDOW_S)
+            windows = []
+            for _ in range(max(1, round(options.idle_s / _IDLE_WINDOW_S))):
+                before_s, started_s = server.cpu_s(), time.monotonic()
+                time.sleep(_IDLE_WINDOW_S)
+                windows.append((server.cpu_s() - before_s) / (time.monotonic() - started_s))
+        # Where the hypervisor stops the machine, whoever was running is charged for the stop: hence the lowest, too.
+        shares[name] = {"mean": statistics.mean(windows), "median": statistics.median(windows), "lowest": min(windows)}
+        console.print(
+            f"idle, {name}: {shares[name]['mean']:.1%} of a core over {options.idle_s:.0f} s; stretches of "
+            f"{_IDLE_WINDOW_S:.0f} s: median {shares[name]['median']:.1%}, lowest {shares[name]['lowest']:.1%}"
+        )
+    return {"idle_share_of_a_core": shares, "mark": "service: mean < 2 %"}
 
 
 # throughput

@@ -11,6 +11,7 @@ from starlette.responses import Response
 from adapters.errors import TonearmError
 from adapters.store import Registry
 from service import classify, listings, probes
+from service.openapi import complete
 from service.problems import http_problem_response, problem_response
 from service.record import RecordRequests, request_id_of
 from service.schemas import TAGS
@@ -26,15 +27,17 @@ def furnish(app: FastAPI, service: Service) -> None:
     app.title, app.description, app.version = "Tonearm", _DESCRIPTION, "0.1.0"
     app.state.service = service
     app.state.catalogue = listings.Catalogue(Registry(service.settings.adapters_dir))
-    for router in (classify.router, listings.router, probes.router):
+    routers = (classify.router, listings.router, probes.router)
+    for router in routers:
         app.include_router(router)
+    # Administrators may do what callers may; with keys for administrators alone, callers are not asked for one.
+    keys = (*service.settings.api_keys, *service.settings.admin_keys) if service.settings.api_keys else ()
+    complete(app, routers, keys=bool(keys))
     app.add_exception_handler(TonearmError, _on_our_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_bad_body)
     # The last one added is the outermost.
     app.add_middleware(LimitBody, max_bytes=service.settings.max_body_bytes)
-    # Administrators may do what callers may; with keys for administrators alone, callers are not asked for one.
-    keys = (*service.settings.api_keys, *service.settings.admin_keys) if service.settings.api_keys else ()
     app.add_middleware(RequireKey, keys=keys)
     app.add_middleware(RecordRequests, draining=lambda: service.watch.draining)
 

@@ -16,7 +16,14 @@ from service.messages import Reply, Timings
 from service.problems import problem
 from service.record import facts_of, request_id_of
 from service.routing import Experiment, assign
-from service.schemas import ClassifyAnswer, ClassifyBody, ClassifyResults, problem_answers
+from service.schemas import (
+    CLASSIFY_EXAMPLES,
+    ClassifyAnswer,
+    ClassifyBody,
+    ClassifyResults,
+    answers,
+    problem_answers,
+)
 from service.service import Service
 
 router = APIRouter(tags=["classify"])
@@ -56,7 +63,7 @@ class Route:
 @router.post(
     "/classify",
     response_model=ClassifyAnswer | ClassifyResults,
-    responses=problem_answers(400, 401, 404, 409, 413, 422, 429, 500, 503, 504),
+    responses=answers(CLASSIFY_EXAMPLES) | problem_answers(400, 401, 404, 409, 413, 422, 429, 500, 503, 504),
     summary="Classify one text or several",
 )
 async def classify(

@@ -14,10 +14,13 @@ from adapters.reference import AdapterId
 from adapters.store import Registry
 from service.run_directory import ResidentAdapter
 from service.schemas import (
+    ADAPTERS_EXAMPLES,
+    EXPERIMENTS_EXAMPLES,
     AdapterList,
     ArmEntry,
     ExperimentEntry,
     ExperimentList,
+    answers,
     problem_answers,
 )
 from service.service import Service
@@ -78,6 +81,8 @@ class Catalogue:
             manifest = read_manifest(self._registry.directory(adapter))
         except VerificationError as error:
             return stamp, _Said(reason=error.reason)
+        except OSError:  # removed since the look
+            return (), _Said()
         metrics = {name: metric.model_dump() for name, metric in manifest.metrics.items()}
         return stamp, _Said(list(manifest.labels), manifest.description, metrics)
 
@@ -86,7 +91,7 @@ class Catalogue:
 @router.get(
     "/adapters",
     response_model=AdapterList,
-    responses=problem_answers(401),
+    responses=answers(ADAPTERS_EXAMPLES) | problem_answers(401, 500),
     summary="All adapters, their versions and states",
 )
 def adapters(request: Request) -> Response:
@@ -116,7 +121,11 @@ def _version(
     }
 
 
-@router.get("/experiments", responses=problem_answers(401), summary="Experiments in force")
+@router.get(
+    "/experiments",
+    responses=answers(EXPERIMENTS_EXAMPLES) | problem_answers(401, 500),
+    summary="Experiments in force",
+)
 async def experiments(request: Request) -> ExperimentList:
     service: Service = request.app.state.service
     return ExperimentList(

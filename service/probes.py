@@ -1,17 +1,26 @@
 """`/livez`, `/readyz`, `/metrics`: for the machinery around the service."""
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
 from service import metrics
-from service.schemas import Probe, problem_answers
+from service.schemas import DEAD_EXAMPLES, METRICS_EXAMPLES, PROBE_EXAMPLES, Probe, answers, problem_answers
 from service.service import Service
 
 router = APIRouter(tags=["probes"])
 
+_DEAD: dict[str, Any] = {"model": Probe, **answers(DEAD_EXAMPLES)[200]}
 
-@router.get("/livez", response_model=Probe, responses={503: {"model": Probe}}, summary="Should it be left running?")
+
+@router.get(
+    "/livez",
+    response_model=Probe,
+    responses=answers(PROBE_EXAMPLES) | {503: {"description": "Only a restart can help.", **_DEAD}},
+    summary="Should it be left running?",
+)
 async def livez(request: Request) -> Response:
     """503 if only a restart can help: a worker that stays dead or is stuck, or replies that no longer arrive."""
     service: Service = request.app.state.service
@@ -21,7 +30,12 @@ async def livez(request: Request) -> Response:
     return JSONResponse({"status": "dead", "detail": reason}, 503)
 
 
-@router.get("/readyz", response_model=Probe, responses=problem_answers(503), summary="Should it get traffic?")
+@router.get(
+    "/readyz",
+    response_model=Probe,
+    responses=answers(PROBE_EXAMPLES) | problem_answers(503),
+    summary="Should it get traffic?",
+)
 async def readyz(request: Request) -> Response:
     """503 while starting, while the worker is replaced, and from the first moment of draining."""
     service: Service = request.app.state.service
@@ -29,7 +43,12 @@ async def readyz(request: Request) -> Response:
     return JSONResponse({"status": "ok", "detail": None})
 
 
-@router.get("/metrics", responses=problem_answers(401), summary="Metrics in Prometheus' text format")
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses=answers(METRICS_EXAMPLES, "text/plain") | problem_answers(401, 500),
+    summary="Metrics in Prometheus' text format",
+)
 async def read_metrics(request: Request) -> Response:
     service: Service = request.app.state.service
     gauges = service.watch.gauges() | service.experiments.gauges()

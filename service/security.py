@@ -14,6 +14,12 @@ from service.problems import http_problem_response, problem_response
 OPEN_PATHS = frozenset({"/livez", "/readyz"})
 """Probes carry no key; every other path wants one, whether it exists or not."""
 
+KEY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+"""How a key may be sent, as OpenAPI says it."""
+
 
 class RequireKey:
     """Answers 401 unless the request carries a key. Without any key set, everybody may call."""

@@ -62,7 +62,8 @@ _TEXTS = 400
 _TOLERANCE = 1e-4
 _LOW_RATE_PER_S = 5
 _SUSTAINED_SHARE = 0.97
-_PROBE_RATE_PER_S = 10
+_IDLE_WINDOW_S = 2.0
+_PROBE_RATE_PER_S, _PROBED_S = 10, 40
 _WORDS = ("the", "a", "film", "battery", "service", "quick", "slow", "good", "never", "always", "broke", "at all")
 
 
@@ -158,9 +159,7 @@ def _service(made: Made, name: str, *, noop: bool = False) -> AbstractContextMan
 
 def _stock(made: Made, name: str, options: Sequence[str]) -> AbstractContextManager[Server]:
     command = [sys.executable, "-m", "benchmarks.stock", "--port", "{port}", *options]
-    return running(
-        command, made.root / name, ready="/health", environment={"PYTHONPATH": str(Path(__file__).parents[1])}
-    )
+    return running(command, made.root / name, ready="/health", environment=_PATH)
 
 
 # transport, idle
@@ -198,19 +197,23 @@ def _idle(made: Made, generator: Generator, options: Options) -> dict[str, Any]:
     requests = made.requests()
     shares = {}
     variant = _STOCK_VARIANTS["batches of 64 within 2 ms"]
-    for name, start in (
-        ("service", lambda: _service(made, "idle")),
-        ("LitServe", lambda: _stock(made, "idle", variant)),
-    ):
-        with start() as server:
+    for name in ("service", "LitServe"):
+        with _service(made, "idle") if name == "service" else _stock(made, "idle", variant) as server:
             # What starts lazily starts with the first requests.
             generator.closed_loop(server.port, requests, connections=4, seconds=1)
-            time.sleep(2)
-            before_s, started_s = server.cpu_s(), time.monotonic()
-            time.sleep(options.idle_s)
-            shares[name] = (server.cpu_s() - before_s) / (time.monotonic() - started_s)
-        console.print(f"idle, {name}: {shares[name]:.1%} of a core over {options.idle_s:.0f} s (mark for ours: 2 %)")
-    return {"idle_share_of_a_core": shares}
+            time.sleep(_IDLE_WINDOW_S)
+            windows = []
+            for _ in range(max(1, round(options.idle_s / _IDLE_WINDOW_S))):
+                before_s, started_s = server.cpu_s(), time.monotonic()
+                time.sleep(_IDLE_WINDOW_S)
+                windows.append((server.cpu_s() - before_s) / (time.monotonic() - started_s))
+        # Where the hypervisor stops the machine, whoever was running is charged for the stop: hence the lowest, too.
+        shares[name] = {"mean": statistics.mean(windows), "median": statistics.median(windows), "lowest": min(windows)}
+        console.print(
+            f"idle, {name}: {shares[name]['mean']:.1%} of a core over {options.idle_s:.0f} s; stretches of "
+            f"{_IDLE_WINDOW_S:.0f} s: median {shares[name]['median']:.1%}, lowest {shares[name]['lowest']:.1%}"
+        )
+    return {"idle_share_of_a_core": shares, "mark": "service: mean < 2 %"}
 
 
 # throughput
@@ -219,7 +222,7 @@ def _idle(made: Made, generator: Generator, options: Options) -> dict[str, Any]:
 def _throughput(made: Made, generator: Generator, options: Options) -> dict[str, Any]:
     requests = made.requests()
     threads, cores = max(1, usable_cores() - 1), usable_cores()
-    batches = sorted({32, options.turns.connections, Settings().max_batch_texts})
+    batches = sorted({32, options.turns.connections, Settings.model_fields["max_batch_texts"].default})
     rates: dict[str, list[float]] = {f"engine, {threads} thread(s)": [], f"engine, {cores} threads": [], "service": []}
     by_batch: dict[int, list[float]] = {batch: [] for batch in batches}
     sent: list[Sent] = []
@@ -248,7 +251,7 @@ def _throughput(made: Made, generator: Generator, options: Options) -> dict[str,
 
 def _latency(made: Made, generator: Generator, options: Options) -> dict[str, Any]:
     """Per text: the service's latency less the engine's own time for that text, in the same round."""
-    wait_s = Settings().batch_wait_ms / 1e3
+    wait_s = Settings.model_fields["batch_wait_ms"].default / 1e3
     threads = max(1, usable_cores() - 1)
     count = max(10, round(options.turns.seconds * _LOW_RATE_PER_S))
     added_ms, split, lateness_ms, own_ms, service_ms = [], [], [], [], []
@@ -321,7 +324,7 @@ def _overload(made: Made, generator: Generator, options: Options) -> dict[str, A
         most_per_s = closed_loop(generator, server, requests, options.turns).rate_per_s()
         sustained_per_s, quiet = _sustained(generator, server, requests, most_per_s, options.turns.seconds)
         # Probes follow at once, while what is queued is still being answered: that is how the service comes round.
-        phases = [(2 * sustained_per_s, options.overload_s), (_PROBE_RATE_PER_S, options.overload_s)]
+        phases = [(2 * sustained_per_s, options.overload_s), (_PROBE_RATE_PER_S, _PROBED_S)]
         whole = generator.open_loop(server.port, requests, phases)
     sent = whole.between(0, options.overload_s)
     quiet_p95_s = quantile([answer.latency_s for answer in quiet.answers], 0.95)
@@ -378,7 +381,8 @@ def _sustained(
             f"p95 {quantile([answer.latency_s for answer in sent.answers], 0.95) * 1e3:,.0f} ms[/]"
         )
         if kept_up and not refused:
-            break
+            return rate_per_s, sent
+    console.print("[bold red]not even that is sustained; the machine is busy with other things[/]")
     return rate_per_s, sent
 
 

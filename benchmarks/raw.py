@@ -13,7 +13,7 @@ from adapters.store import Registry
 from benchmarks.running import SPIN_COUNT
 from engine.rows import Answer, Row
 
-_WARM_BATCHES = 3
+_WARM_BATCHES = 1
 
 
 class RawEngine:

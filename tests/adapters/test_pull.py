@@ -135,6 +135,7 @@ class HubRun:
 def hub(sources: Path, base: BaseModelFiles, tmp_path_factory: pytest.TempPathFactory) -> HubRun:
     root = tmp_path_factory.mktemp("hub")
     older = save_adapter(root / "older" / "good", base, AdapterShape(labels=("x", "y", "z")))
+    seal(older)
     faults = Faults(
         listed_bytes={
             f"large/{PEFT_WEIGHTS}": 3 * 2**20,
@@ -229,7 +230,7 @@ def test_plain_peft(hub: HubRun) -> None:
         ("damaged", rf"{PEFT_WEIGHTS} arrived damaged: SHA-256 [0-9a-f]{{64}} is listed"),
         ("forbidden", rf"{PEFT_WEIGHTS} may not be read: .*403.*HF_TOKEN"),
         ("no folder", r"is not there: .*check the name, the revision and the folder"),
-        ("no adapter", r"holds no adapter_config\.json \(found: cut, damaged.*name the folder"),
+        ("no adapter", r"holds no adapter_config\.json \(found: crowded, cut, damaged.*name the folder"),
         ("no revision", r"is not there: .*v9.*check the name, the revision"),
         ("no repository", r"is not there: .*repository not found.*check the name.*HF_TOKEN"),
         ("hostile", r"lists the path .*hostile/\.\.', which leads out of it"),

@@ -134,7 +134,7 @@ def find_remote_adapter(source: str, *, max_weights_mb: int = DEFAULT_MAX_WEIGHT
         files = tuple(
             _remote_file(filesystem, path, entry, source)
             for path, entry in sorted(entries.items())
-            if _is_wanted(path) and entry["type"] in ("file", "link")
+            if _is_wanted(path) and (entry["type"] in ("file", "link") or entry.get("islink"))
         )
     wanted = {file.path for file in files}
     left_out = tuple(sorted(entries.keys() - wanted - {_REPORT}))

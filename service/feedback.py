@@ -33,7 +33,7 @@ class FeedbackAnswer(BaseModel):
 
 @router.post(
     "/feedback",
-    responses=answers(FEEDBACK_EXAMPLES) | problem_answers(401, 404, 413, 422, 500, 503),
+    responses=answers(FEEDBACK_EXAMPLES) | problem_answers(400, 401, 404, 413, 422, 500, 503),
     summary="Say what was right",
 )
 async def feedback(request: Request, body: FeedbackBody, x_request_id: XRequestId = None) -> FeedbackAnswer:

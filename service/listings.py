@@ -145,7 +145,7 @@ def _version(
 # Not async: it asks the database.
 @router.get(
     "/experiments/{name}",
-    responses=answers(EXPERIMENT_EXAMPLES) | problem_answers(401, 404, 500, 503),
+    responses=answers(EXPERIMENT_EXAMPLES) | problem_answers(401, 404, 422, 500, 503),
     summary="One experiment and its verdict",
 )
 def experiment(request: Request, name: str) -> ExperimentResult:

@@ -1,5 +1,6 @@
 """`tonearm adapters pull` from the hub (a stand-in for its HTTP API), S3 (moto, over HTTP), a directory."""
 
+import importlib
 import json
 import os
 import re
@@ -14,7 +15,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import boto3
 import httpx
 import pytest
 import torch
@@ -282,6 +282,7 @@ def s3_server() -> Iterator[str]:
     # Not among the test's own packages: pip takes minutes to fit their AWS libraries to each other.
     reason = "S3 is tested where s3fs and moto are installed: pip install 'tonearm[s3]' 'moto[server]>=5.2.5'"
     pytest.importorskip("s3fs", reason=reason)
+    pytest.importorskip("boto3", reason=reason)
     moto = pytest.importorskip("moto.server", reason=reason)
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -307,7 +308,7 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> A
     }.items():
         monkeypatch.setenv(key, value)
     tell_moto(s3_server, "reset")
-    bucket = boto3.session.Session().resource("s3").Bucket(BUCKET)
+    bucket = importlib.import_module("boto3").session.Session().resource("s3").Bucket(BUCKET)
     bucket.create()
     return bucket
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [bank|residency|padding|load]`: every measurement, or one.
+"""`python -m benchmarks [bank|residency|padding|load|ab]`: every measurement, or one.
 
 Tables go to the terminal, JSON to runs/benchmarks.
 """
@@ -90,6 +90,20 @@ def load(
         rival=rival,
     )
     measurement.run(parts or measurement.PARTS, options)
+
+
+@app.command()
+def ab(
+    data: Annotated[Path, typer.Option(envvar="TONEARM_DATA", help="Folder with sst2/validation.jsonl.")],
+    repeats: Annotated[int, typer.Option(help="Experiments, each with a salt of its own.", min=1)] = 5,
+    most: Annotated[int, typer.Option(help="Labels after which an experiment is given up.", min=100)] = 10_000,
+) -> None:
+    """A labelled set replayed through a live service: how many labels a verdict takes, against theory."""
+    from benchmarks import ab as measurement
+
+    if not (data / "sst2" / "validation.jsonl").is_file():
+        raise typer.BadParameter(f"{data}: expected a folder with sst2/validation.jsonl")
+    measurement.run(data, repeats, most)
 
 
 # The processes of `load` are spawned and import this module again under another name.

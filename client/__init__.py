@@ -13,6 +13,7 @@ from client.answers import (
     Arm,
     ArmResult,
     Classification,
+    Decision,
     Difference,
     Experiment,
     ExperimentList,
@@ -20,6 +21,8 @@ from client.answers import (
     Item,
     ItemError,
     Problem,
+    ShadowResult,
+    Standing,
 )
 from client.async_client import AsyncClient
 from client.client import Client
@@ -55,6 +58,7 @@ __all__ = [
     "Conflict",
     "ConnectionFailed",
     "DeadlineExceeded",
+    "Decision",
     "Difference",
     "Experiment",
     "ExperimentList",
@@ -68,6 +72,8 @@ __all__ = [
     "Overloaded",
     "Problem",
     "ProblemError",
+    "ShadowResult",
+    "Standing",
     "TonearmClientError",
     "TooLarge",
     "Unauthorized",

@@ -109,34 +109,69 @@ class Arm(_Answer):
 
 
 class Experiment(_Answer):
+    """
+    Attributes:
+        state: `running`, `stopped`, `promoted` or `taken-back`.
+        coverage: percent of the units that take part.
+        match: headers of which a request must carry one of the values each.
+        shadow: an adapter that reads along, unseen by callers.
+        stages: percent of the units that the second arm gets, in steps; None without a promotion.
+    """
+
     name: str
     salt: str
+    state: str = "running"
+    coverage: float = 100.0
+    layer: str | None = None
+    match: Mapping[str, tuple[str, ...]] = {}
+    shadow: str | None = None
+    stages: tuple[float, ...] | None = None
     arms: tuple[Arm, ...]
 
 
 class ExperimentList(_Answer):
-    """Experiments in force; `error` says what is wrong with the service's file as it is now."""
+    """Experiments of the service's file; `error` says what is wrong with it as it is now."""
 
     experiments: tuple[Experiment, ...]
     error: str | None = None
 
 
-class ArmResult(Arm):
-    """An arm's numbers so far; None without feedback."""
+class Decision(_Answer):
+    """A change in how an experiment stands, with the shares of the units from then on."""
 
-    texts: int
-    units: int
-    labelled: int
-    coverage: float
-    accuracy: float | None
-    macro_f1: float | None
-    calibration_error: float | None
-    mean_took_ms: float | None
+    at: str
+    kind: str
+    shares: Mapping[str, float]
+    reason: str
+
+
+class Standing(_Answer):
+    """How an experiment stands, and how it came to."""
+
+    name: str
+    state: str
+    decisions: tuple[Decision, ...]
 
 
 class Bounds(_Answer):
     low: float
     high: float
+
+
+class ArmResult(Arm):
+    """An arm's numbers so far; None without feedback. The interval holds at every look."""
+
+    texts: int
+    units: int
+    errors: int
+    labelled: int
+    coverage: float
+    accuracy: float | None
+    accuracy_interval: Bounds | None
+    macro_f1: float | None
+    calibration_error: float | None
+    p50_ms: float | None
+    p99_ms: float | None
 
 
 class Difference(_Answer):
@@ -149,11 +184,30 @@ class Difference(_Answer):
     verdict: str
 
 
-class ExperimentResult(_Answer):
-    name: str
-    salt: str
+class ShadowResult(_Answer):
+    """A shadow beside what was answered; `accuracy` is its own less the answers', on the same labelled texts."""
+
+    adapter: str
+    pairs: int
+    agreement: float | None
+    mean_shift: float | None
+    labelled: int
+    only_arm: int
+    only_shadow: int
+    accuracy: float | None
+    anytime: Bounds | None
+    mcnemar_p: float | None
+    verdict: str
+
+
+class ExperimentResult(Experiment):
+    """An experiment's numbers so far, and what they allow to be said; `waiting` is what a promotion waits for."""
+
     arms: tuple[ArmResult, ...]
     differences: tuple[Difference, ...]
+    pairs: ShadowResult | None = None
     sample_ratio_p: float | None
     void: bool
     warnings: tuple[str, ...]
+    decisions: tuple[Decision, ...] = ()
+    waiting: str | None = None

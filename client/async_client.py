@@ -7,9 +7,9 @@ from typing import Self, TypeVar, Unpack, overload
 import httpx
 
 from client import calls
-from client.answers import AdapterList, AdapterState, Classification, ExperimentList, ExperimentResult, Item
+from client.answers import AdapterList, AdapterState, Classification, ExperimentList, ExperimentResult, Item, Standing
 from client.attempts import RetryPolicy, Send, Wait, attempts
-from client.calls import Call, ClassifyOptions, Reply, Several
+from client.calls import Call, ClassifyOptions, Form, Reply, Several
 from client.errors import ConnectionFailed, transport_errors
 
 T = TypeVar("T")
@@ -83,6 +83,20 @@ class AsyncClient:
     async def experiment(self, name: str) -> ExperimentResult:
         """`Client.experiment`."""
         return await self._ask(calls.experiment(name))
+
+    async def export_experiment(self, name: str, form: Form = "csv") -> str:
+        """`Client.export_experiment`."""
+        return await self._ask(calls.export_experiment(name, form))
+
+    async def stop_experiment(self, name: str, reason: str) -> Standing:
+        """`Client.stop_experiment`."""
+        return await self._ask(calls.stop_experiment(name, reason))
+
+    async def promote_experiment(
+        self, name: str, reason: str, *, arm: str | None = None, alias: str | None = None
+    ) -> Standing:
+        """`Client.promote_experiment`."""
+        return await self._ask(calls.promote_experiment(name, reason, arm, alias))
 
     async def ready(self) -> bool:
         """`Client.ready`."""

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from client.answers import AdapterList, AdapterState, Classification, ExperimentList, ExperimentResult, Item
+from client.answers import AdapterList, AdapterState, Classification, ExperimentList, ExperimentResult, Item, Standing
 from client.errors import InvalidAnswer, InvalidArgument
 
 T = TypeVar("T")
@@ -20,6 +20,7 @@ Several = list[str] | tuple[str, ...]
 
 LongText = Literal["truncate", "windows"]
 Verb = Literal["load", "unload", "pin", "verify"]
+Form = Literal["csv", "jsonl"]
 
 _SHOWN_CHARACTERS = 80
 
@@ -130,6 +131,28 @@ def experiments() -> Call[ExperimentList]:
 def experiment(name: str) -> Call[ExperimentResult]:
     """`GET /experiments/{name}`."""
     return Call("GET", f"/experiments/{quote(name, safe='')}", _parser(ExperimentResult), _identified())
+
+
+def stop_experiment(name: str, reason: str) -> Call[Standing]:
+    """`POST /experiments/{name}/stop`."""
+    return _end(name, "stop", {"reason": reason})
+
+
+def promote_experiment(name: str, reason: str, arm: str | None, alias: str | None) -> Call[Standing]:
+    """`POST /experiments/{name}/promote`."""
+    given = {"reason": reason, "arm": arm, "alias": alias}
+    return _end(name, "promote", {key: value for key, value in given.items() if value is not None})
+
+
+def export_experiment(name: str, form: Form) -> Call[str]:
+    """`GET /experiments/{name}/export`."""
+    path = f"/experiments/{quote(name, safe='')}/export?format={form}"
+    return Call("GET", path, lambda reply: reply.content.decode(), _identified())
+
+
+def _end(name: str, verb: str, body: Mapping[str, Any]) -> Call[Standing]:
+    path = f"/experiments/{quote(name, safe='')}/{verb}"
+    return Call("POST", path, _parser(Standing), _identified() | _JSON, _json(body), repeatable=False)
 
 
 def ready() -> Call[bool]:

@@ -7,9 +7,9 @@ from typing import Self, TypeVar, Unpack, overload
 import httpx
 
 from client import calls
-from client.answers import AdapterList, AdapterState, Classification, ExperimentList, ExperimentResult, Item
+from client.answers import AdapterList, AdapterState, Classification, ExperimentList, ExperimentResult, Item, Standing
 from client.attempts import RetryPolicy, Send, Wait, attempts
-from client.calls import Call, ClassifyOptions, Reply, Several
+from client.calls import Call, ClassifyOptions, Form, Reply, Several
 from client.errors import ConnectionFailed, transport_errors
 
 T = TypeVar("T")
@@ -110,6 +110,25 @@ class Client:
     def experiment(self, name: str) -> ExperimentResult:
         """An experiment's numbers so far, and what they allow to be said."""
         return self._ask(calls.experiment(name))
+
+    def export_experiment(self, name: str, form: Form = "csv") -> str:
+        """Every answer of an experiment with its feedback, oldest first; units are hashed."""
+        return self._ask(calls.export_experiment(name, form))
+
+    def stop_experiment(self, name: str, reason: str) -> Standing:
+        """Let an experiment take no more requests, for good. Wants an administrator's key."""
+        return self._ask(calls.stop_experiment(name, reason))
+
+    def promote_experiment(
+        self, name: str, reason: str, *, arm: str | None = None, alias: str | None = None
+    ) -> Standing:
+        """Give all units one arm, for good, and move an alias to its adapter. Wants an administrator's key.
+
+        Args:
+            arm: of two, the second if left out.
+            alias: the promotion's own if left out.
+        """
+        return self._ask(calls.promote_experiment(name, reason, arm, alias))
 
     def ready(self) -> bool:
         """Whether the service takes work now; what cannot be reached is `ConnectionFailed`."""

@@ -5,12 +5,19 @@ Looks may be taken at any time and as often as wanted: the difference comes with
 sequences", arXiv 2103.06476, theorem 2.2), which holds at all looks at once. Texts of one unit are not independent, so
 units are what is counted: an arm's accuracy is a ratio of sums over units, its variance by the delta method (Deng,
 Knoblich and Lu, KDD 2018).
+
+Where the weights have changed, the times between two changes are compared each for itself and the differences averaged,
+with weights n1 n2 / (n1 + n2) as Cochran's (Biometrics 10(4), 1954): pooled, a week in which accuracy was low and the
+treatment's share was high would count against the treatment.
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
+
+Verdict = Literal["better", "worse", "undecided"]
 
 ALPHA = 0.05
 SAMPLE_RATIO_P = 0.001
@@ -22,15 +29,16 @@ _TUNED_FOR_UNITS = 5000
 _FEWEST_UNITS = 30
 """A central limit needs some terms; with fewer labelled units in an arm there is no interval."""
 
-_BINS = 10
+_NORMAL_975 = 1.959963984540054
 
 
-@dataclass(frozen=True, slots=True)
-class UnitSums:
-    """One unit of one arm: texts with feedback, and those answered right."""
+class UnitSums(NamedTuple):
+    """One unit of one arm between two changes of the weights: texts with feedback, and those answered right."""
 
     labelled: int
     correct: int
+    unit: str
+    period: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +46,27 @@ class ArmData:
     """All that the analysis reads of an arm.
 
     Attributes:
-        weight: its share of the units as ordered, on any scale.
+        weight: its share of the units as ordered now, on any scale.
         texts, units: answered.
+        errors: texts that ended in an error of the service's own, not among `texts`.
+        split: units assigned since the weights are what they are now.
         sums: of every unit with feedback.
         confusion: (answered, truth) to texts.
         bins: for each tenth of the score: labelled texts, of these correct, sum of their scores.
+        p50_ms, p99_ms: of the answers' times.
     """
 
     name: str
     weight: float
     texts: int
     units: int
+    errors: int
+    split: int
     sums: Sequence[UnitSums]
     confusion: Mapping[tuple[str, str], int]
     bins: Sequence[tuple[int, int, float]]
-    mean_took_ms: float | None
+    p50_ms: float | None
+    p99_ms: float | None
 
     @property
     def labelled(self) -> int:
@@ -71,12 +85,57 @@ class ArmSummary:
     name: str
     texts: int
     units: int
+    errors: int
     labelled: int
     coverage: float
     accuracy: float | None
+    accuracy_interval: "Interval | None"
     macro_f1: float | None
     calibration_error: float | None
-    mean_took_ms: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PairData:
+    """Texts that both an arm and the shadow answered.
+
+    Attributes:
+        pairs, same: texts, and those given the same label by both.
+        mean_shift: of the highest score, the shadow's less the arm's.
+        sums: of every unit with feedback: its texts, and how many more of them the shadow answered right.
+        only_arm, only_shadow: labelled texts that one alone answered right.
+    """
+
+    pairs: int
+    same: int
+    mean_shift: float | None
+    sums: Sequence[UnitSums]
+    only_arm: int
+    only_shadow: int
+
+
+@dataclass(frozen=True, slots=True)
+class PairSummary:
+    """A shadow beside what was answered; None where there is nothing to say it from.
+
+    Attributes:
+        accuracy: the shadow's less the arms', on the same labelled texts.
+        anytime: holds at every look; what the verdict goes by.
+        mcnemar_p: exact test of the texts that one alone answered right (McNemar, Psychometrika 12, 1947); for one
+            look, and for texts that do not depend on each other.
+    """
+
+    pairs: int
+    agreement: float | None
+    mean_shift: float | None
+    labelled: int
+    only_arm: int
+    only_shadow: int
+    accuracy: float | None
+    anytime: "Interval | None"
+    mcnemar_p: float | None
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +162,7 @@ class Difference:
     accuracy: float
     anytime: Interval
     fixed: Interval
-    verdict: Literal["better", "worse", "undecided"]
+    verdict: Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +188,7 @@ def analyse(arms: Sequence[ArmData]) -> Analysis:
     void = p is not None and p < SAMPLE_RATIO_P
     warnings = []
     if void:
-        shares = ", ".join(f"{arm.name} {arm.units}" for arm in arms)
+        shares = ", ".join(f"{arm.name} {arm.split}" for arm in arms)
         warnings.append(f"units are split {shares}, which the weights do not give (p = {p:.2g}): the results are void")
     coverage_p = label_coverage_p(arms)
     if coverage_p is not None and coverage_p < SAMPLE_RATIO_P:
@@ -178,14 +237,14 @@ def required_units(accuracy: float, difference: float, *, power: float = 0.8, al
 
 def sample_ratio_p(arms: Sequence[ArmData]) -> float | None:
     """Chance of a split at least as far from the weights, were they obeyed."""
-    total, weights = sum(arm.units for arm in arms), sum(arm.weight for arm in arms)
     counted = [arm for arm in arms if arm.weight > 0]
-    if not total or len(counted) < 2 or any(arm.units for arm in arms if arm.weight == 0):
+    total, weights = sum(arm.split for arm in counted), sum(arm.weight for arm in counted)
+    if not total or len(counted) < 2:
         return None
     from scipy.stats import chisquare
 
     expected = [total * arm.weight / weights for arm in counted]
-    return float(chisquare([arm.units for arm in counted], expected).pvalue)
+    return float(chisquare([arm.split for arm in counted], expected).pvalue)
 
 
 def label_coverage_p(arms: Sequence[ArmData]) -> float | None:
@@ -198,42 +257,131 @@ def label_coverage_p(arms: Sequence[ArmData]) -> float | None:
     return float(chi2_contingency(table).pvalue)
 
 
+def exceeds(successes: int, trials: int, limit: float, *, alpha: float = ALPHA) -> bool:
+    """Whether a share is above a limit, however often it is asked: a binomial confidence sequence lies above it.
+
+    A mixture of likelihood ratios under a uniform prior (Robbins, Annals of Mathematical Statistics 41(5), 1970); by
+    Ville's inequality it exceeds 1 / alpha at any time with a chance of at most alpha where the share is the limit.
+    """
+    if not trials or successes / trials <= limit:
+        return False
+    failures = trials - successes
+    log_mixture = math.lgamma(successes + 1) + math.lgamma(failures + 1) - math.lgamma(trials + 2)
+    log_limit = successes * math.log(limit) + failures * math.log1p(-limit)
+    return log_mixture - log_limit >= -math.log(alpha)
+
+
+def compare_pairs(data: PairData) -> PairSummary:
+    """A shadow with what was answered in its stead."""
+    labelled = sum(unit.labelled for unit in data.sums)
+    accuracy: float | None = None
+    anytime: Interval | None = None
+    verdict: Verdict = "undecided"
+    p: float | None = None
+    if labelled:
+        accuracy = sum(unit.correct for unit in data.sums) / labelled
+    if data.only_arm + data.only_shadow:
+        from scipy.stats import binomtest
+
+        p = float(binomtest(data.only_shadow, data.only_arm + data.only_shadow).pvalue)
+    if len(data.sums) >= _FEWEST_UNITS and accuracy is not None:
+        deviations = [(unit.correct - accuracy * unit.labelled) / labelled for unit in data.sums]
+        error = _standard_error(deviations)
+        anytime = _around(accuracy, half_width(error, len(deviations)))
+        verdict = _verdict(accuracy, anytime, error)
+    return PairSummary(
+        pairs=data.pairs,
+        agreement=data.same / data.pairs if data.pairs else None,
+        mean_shift=data.mean_shift,
+        labelled=labelled,
+        only_arm=data.only_arm,
+        only_shadow=data.only_shadow,
+        accuracy=accuracy,
+        anytime=anytime,
+        mcnemar_p=p,
+        verdict=verdict,
+    )
+
+
 def _difference(control: ArmData, arm: ArmData) -> Difference | None:
-    if min(len(control.sums), len(arm.sums)) < _FEWEST_UNITS:
+    periods = _periods(control, arm)
+    if not periods:
         return None
-    (base, base_variance), (own, own_variance) = _accuracy(control.sums), _accuracy(arm.sums)
-    difference, error = own - base, math.sqrt(base_variance + own_variance)
-    anytime = half_width(error, len(control.sums) + len(arm.sums))
-    fixed = 1.959963984540054 * error
-    interval = Interval(difference - anytime, difference + anytime)
-    verdict: Literal["better", "worse", "undecided"] = "undecided"
-    if error > 0 and interval.excludes_zero():
-        verdict = "better" if difference > 0 else "worse"
-    return Difference(arm.name, difference, interval, Interval(difference - fixed, difference + fixed), verdict)
+    sizes = [len(first) * len(second) / (len(first) + len(second)) for first, second in periods]
+    difference = 0.0
+    deviations: defaultdict[str, float] = defaultdict(float)
+    for (first, second), size in zip(periods, sizes, strict=True):
+        share = size / sum(sizes)
+        for sums, sign in ((first, -1), (second, 1)):
+            labelled = sum(unit.labelled for unit in sums)
+            accuracy = sum(unit.correct for unit in sums) / labelled
+            difference += sign * share * accuracy
+            # What the unit adds to the estimate; summed over periods and arms, for it is the same unit in all.
+            for unit in sums:
+                deviation = (unit.correct - accuracy * unit.labelled) / labelled
+                deviations[unit.unit] += sign * share * deviation * math.sqrt(len(sums) / (len(sums) - 1))
+    error = math.sqrt(sum(deviation**2 for deviation in deviations.values()))
+    anytime = _around(difference, half_width(error, len(deviations)))
+    fixed = _around(difference, _NORMAL_975 * error)
+    return Difference(arm.name, difference, anytime, fixed, _verdict(difference, anytime, error))
 
 
-def _accuracy(sums: Sequence[UnitSums]) -> tuple[float, float]:
-    """A ratio of sums over units, and its variance by the delta method."""
-    labelled = sum(unit.labelled for unit in sums)
-    accuracy = sum(unit.correct for unit in sums) / labelled
-    squares = sum((unit.correct - accuracy * unit.labelled) ** 2 for unit in sums)
-    return accuracy, squares / labelled**2 * len(sums) / (len(sums) - 1)
+def _periods(control: ArmData, arm: ArmData) -> list[tuple[list[UnitSums], list[UnitSums]]]:
+    """The two arms' units between two changes of the weights, where there are enough of both."""
+    by_period: defaultdict[int, tuple[list[UnitSums], list[UnitSums]]] = defaultdict(lambda: ([], []))
+    for at, sums in enumerate((control.sums, arm.sums)):
+        for unit in sums:
+            by_period[unit.period][at].append(unit)
+    return [both for _, both in sorted(by_period.items()) if min(map(len, both)) >= _FEWEST_UNITS]
+
+
+def _standard_error(deviations: Sequence[float]) -> float:
+    """Of an estimate to which each unit adds its deviation."""
+    return math.sqrt(sum(each**2 for each in deviations) * len(deviations) / (len(deviations) - 1))
+
+
+def _around(middle: float, half: float) -> Interval:
+    return Interval(middle - half, middle + half)
+
+
+def _verdict(difference: float, anytime: Interval, error: float) -> Verdict:
+    if error == 0 or not anytime.excludes_zero():
+        return "undecided"
+    return "better" if difference > 0 else "worse"
 
 
 def _summary(arm: ArmData) -> ArmSummary:
     labelled = arm.labelled
-    correct = sum(unit.correct for unit in arm.sums)
+    accuracy, interval = _accuracy(arm.sums)
     return ArmSummary(
         name=arm.name,
         texts=arm.texts,
         units=arm.units,
+        errors=arm.errors,
         labelled=labelled,
         coverage=labelled / arm.texts if arm.texts else 0.0,
-        accuracy=correct / labelled if labelled else None,
+        accuracy=accuracy,
+        accuracy_interval=interval,
         macro_f1=_macro_f1(arm.confusion) if labelled else None,
         calibration_error=_calibration_error(arm.bins) if labelled else None,
-        mean_took_ms=arm.mean_took_ms,
+        p50_ms=arm.p50_ms,
+        p99_ms=arm.p99_ms,
     )
+
+
+def _accuracy(sums: Sequence[UnitSums]) -> tuple[float | None, Interval | None]:
+    """A ratio of sums over units, and its confidence sequence where there are enough units."""
+    labelled = sum(unit.labelled for unit in sums)
+    if not labelled:
+        return None, None
+    accuracy = sum(unit.correct for unit in sums) / labelled
+    deviations: defaultdict[str, float] = defaultdict(float)
+    for unit in sums:
+        deviations[unit.unit] += (unit.correct - accuracy * unit.labelled) / labelled
+    if len(deviations) < _FEWEST_UNITS:
+        return accuracy, None
+    half = half_width(_standard_error(list(deviations.values())), len(deviations))
+    return accuracy, Interval(max(0.0, accuracy - half), min(1.0, accuracy + half))
 
 
 def _macro_f1(confusion: Mapping[tuple[str, str], int]) -> float:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from adapters.errors import TonearmError
 from adapters.store import Registry
-from service import administration, classify, feedback, listings, open_inference, predict, probes
+from service import administration, classify, experiment_routes, feedback, listings, open_inference, predict, probes
 from service.openapi import complete
 from service.problems import http_problem_response, problem_response
 from service.record import RecordRequests, request_id_of
@@ -33,6 +33,7 @@ def furnish(app: FastAPI, service: Service) -> None:
         predict.router,
         feedback.router,
         listings.router,
+        experiment_routes.router,
         administration.router,
         probes.router,
     )

@@ -5,22 +5,25 @@ The ways in (`classify.py`, `open_inference.py`, `predict.py`) only translate.
 
 import asyncio
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Header, Request
 from starlette.exceptions import HTTPException
 
-from adapters.errors import TooManyTexts
+from adapters.errors import AdapterError, TonearmError, TooManyTexts
 from adapters.reference import AdapterId
 from adapters.store import Registry
-from engine.rows import Answer, LongText, Row
+from engine.rows import Answer, LongText, Outcome, Row
 from service import metrics
 from service.messages import Reply, Timings
+from service.problems import is_own_failure
 from service.record import facts_of, request_id_of
-from service.routing import Experiment, assign
+from service.routing import Experiment, assign, claim, shadows
 from service.service import Service
-from service.store import Exposure
+from service.store import Exposure, Pair
 
 _MAX_UNIT_BYTES = 256
 
@@ -43,6 +46,7 @@ class Route:
 
     Attributes:
         unit: whose arm it is; None outside experiments.
+        shadow: reads along, unseen.
         several: the request named more than one adapter, so the answer is a list even for one text.
     """
 
@@ -50,6 +54,7 @@ class Route:
     experiment: str | None = None
     arm: str | None = None
     unit: str | None = None
+    shadow: AdapterId | None = None
 
     @property
     def several(self) -> bool:
@@ -79,23 +84,31 @@ async def ask(
     facts = facts_of(request)
     facts.enter("route")
     timeout_s = _timeout_s(timeout_ms, service.settings.request_timeout_s)
-    route = find_route(adapter, _unit(unit), service)
+    route = find_route(adapter, _unit(unit), request.headers, service)
     rows = [Row(text, answering, long_text) for text in texts for answering in route.adapters]
     _note_facts(request, route, texts, len(rows), service)
     if len(rows) > service.settings.max_texts_per_request:
         raise TooManyTexts(len(rows), service.settings.max_texts_per_request)
     facts.enter("queue")
     started_s = time.monotonic()
-    reply = await service.mailbox.ask(rows, timeout_s=timeout_s, hung_up=lambda: _hung_up(request))
-    took_ms = (time.monotonic() - started_s) * 1e3
+    try:
+        reply = await service.mailbox.ask(
+            rows, timeout_s=timeout_s, hung_up=lambda: _hung_up(request), shadow=route.shadow
+        )
+    except TonearmError as error:
+        _note_outcomes(request, route, [error] * len(texts), (), started_s, service)
+        raise
     facts.timings = reply.timings
     facts.enter("labels")
-    service.store.expose(_exposures(request_id_of(request), route, reply, took_ms))
+    _note_outcomes(request, route, reply.outcomes, reply.shadows, started_s, service)
     return route, reply
 
 
-def find_route(x_adapter: str | None, unit: str | None, service: Service) -> Route:
+def find_route(x_adapter: str | None, unit: str | None, headers: Mapping[str, str], service: Service) -> Route:
     """The adapters a request names, or else its unit's arm, or else the default adapter.
+
+    Args:
+        headers: all of the request's; experiments may go by them.
 
     Raises:
         InvalidReference: what it names is no reference.
@@ -104,8 +117,10 @@ def find_route(x_adapter: str | None, unit: str | None, service: Service) -> Rou
     if x_adapter is not None:
         names = [name.strip() for name in x_adapter.split(",")]
         return Route(tuple(service.registry.resolve(name) for name in names))
-    if unit is not None and service.experiments.current:
-        return _arm_route(service.experiments.current[0], unit, service.registry)
+    if unit is not None:
+        experiment = claim(service.experiments.in_force, headers, unit)
+        if experiment is not None:
+            return _arm_route(experiment, unit, service.registry)
     return Route((service.registry.resolve(service.settings.default_adapter),))
 
 
@@ -127,24 +142,48 @@ def headers_of(route: Route, timings: Timings) -> dict[str, str]:
     return headers
 
 
-def _exposures(request_id: str, route: Route, reply: Reply, took_ms: float) -> list[Exposure]:
-    now_s, width = time.time(), len(route.adapters)
-    return [
-        Exposure(
-            request_id,
-            at // width,
-            str(route.adapters[at % width]),
-            now_s,
-            route.experiment,
-            route.arm,
-            route.unit,
-            outcome.label,
-            max(outcome.scores),
-            took_ms,
-        )
-        for at, outcome in enumerate(reply.outcomes)
-        if isinstance(outcome, Answer)
-    ]
+def _note_outcomes(
+    request: Request,
+    route: Route,
+    outcomes: Sequence[Outcome],
+    shadows: Sequence[Answer | None],
+    started_s: float,
+    service: Service,
+) -> None:
+    """Write down what the analysis reads: answers, errors of the service's own making, pairs with a shadow."""
+    request_id, now_s, took_ms = request_id_of(request), time.time(), (time.monotonic() - started_s) * 1e3
+    width = len(route.adapters)
+    noted: list[Exposure | Pair] = []
+    for at, outcome in enumerate(outcomes):
+        place = (request_id, at // width, str(route.adapters[at % width]), now_s)
+        arm = (route.experiment, route.arm, route.unit)
+        if isinstance(outcome, Answer):
+            noted.append(Exposure(*place, *arm, outcome.label, max(outcome.scores), took_ms))
+        elif route.experiment is not None and is_own_failure(outcome):
+            noted.append(Exposure(*place, *arm, "", 0.0, took_ms, type(outcome).__name__))
+    if route.shadow is not None:
+        noted += _pairs(request_id, route, outcomes, shadows)
+    service.store.expose(noted)
+
+
+def _pairs(
+    request_id: str, route: Route, outcomes: Sequence[Outcome], shadows: Sequence[Answer | None]
+) -> Iterator[Pair]:
+    """A shadow's answers beside those that the caller got, counted."""
+    assert route.experiment is not None and route.unit is not None
+    now_s, adapter, shadow = time.time(), str(route.adapters[0]), str(route.shadow)
+    for at, (outcome, other) in enumerate(zip(outcomes, shadows, strict=False)):
+        if not isinstance(outcome, Answer):
+            continue
+        metrics.shadow_texts.labels(route.experiment, shadow, "shed" if other is None else "read").inc()
+        if other is None:
+            continue
+        score, shadow_score = max(outcome.scores), max(other.scores)
+        said = metrics.label_label(outcome.label), metrics.label_label(other.label)
+        metrics.shadow_labels.labels(route.experiment, adapter, shadow, *said).inc()
+        metrics.shadow_score_shift.labels(route.experiment, adapter, shadow).observe(shadow_score - score)
+        place = (request_id, at, shadow, now_s, route.experiment, route.unit, adapter)
+        yield Pair(*place, outcome.label, score, other.label, shadow_score)
 
 
 async def _hung_up(request: Request) -> None:
@@ -156,7 +195,13 @@ async def _hung_up(request: Request) -> None:
 def _arm_route(experiment: Experiment, unit: str, registry: Registry) -> Route:
     arm = assign(experiment, unit)
     metrics.assignments.labels(experiment.name, arm.name).inc()
-    return Route((registry.resolve(arm.adapter),), experiment.name, arm.name, unit)
+    shadow = None
+    if experiment.shadow is not None and shadows(experiment, unit):
+        with suppress(AdapterError):  # removed since the file was read: callers do not pay for it
+            shadow = registry.resolve(experiment.shadow.adapter)
+    adapter = registry.resolve(arm.adapter)
+    # Beside itself a shadow says nothing.
+    return Route((adapter,), experiment.name, arm.name, unit, shadow if shadow != adapter else None)
 
 
 def _unit(header: str | None) -> str | None:

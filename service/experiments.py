@@ -1,6 +1,10 @@
-"""`experiments.yaml`: read again when it changes; a bad edit keeps the last good one, and says so."""
+"""`experiments.yaml`: read again when it changes; a bad edit keeps the last good one, and says so.
+
+What is in force is the file, with what was decided since (`decisions.py`): a promotion's share, a stop.
+"""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +12,12 @@ import structlog
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from adapters.errors import AdapterError, SettingsError
-from adapters.manifest import MANIFEST, read_manifest
+from adapters.errors import AdapterError, SettingsError, UnknownExperiment
+from adapters.manifest import MANIFEST, digest_files, read_manifest
 from adapters.store import Registry
 from service import metrics
-from service.routing import Experiment, repeated
+from service.decisions import Standing
+from service.routing import Experiment, layers_overlap, repeated
 
 LOOK_EVERY_S = 1.0
 _MAX_BYTES = 2**20
@@ -27,7 +32,8 @@ class Experiments:
     """The experiments in force.
 
     Attributes:
-        current: the last good ones.
+        current: the last good ones, as the file has them.
+        standings: what was decided about them, by name.
         error: what is wrong with the file as it is now, or None.
     """
 
@@ -41,6 +47,8 @@ class Experiments:
         self._look_due_s = 0.0
         self._stamp: Stamp | None = None
         self.current: tuple[Experiment, ...] = ()
+        self.standings: Mapping[str, Standing] = {}
+        self._in_force: tuple[tuple[Experiment, ...], Mapping[str, Standing], tuple[Experiment, ...]] = ((), {}, ())
         self.error: str | None = None
         if path is not None:
             self._stamp = self._stamp_now()
@@ -70,6 +78,28 @@ class Experiments:
             metrics.experiments_reads.labels("bad").inc()
             log.error("experiments_refused", reason=self.error, kept=[experiment.name for experiment in self.current])
 
+    @property
+    def in_force(self) -> tuple[Experiment, ...]:
+        """Those that take requests, with the weights that were decided last."""
+        current, standings = self.current, self.standings
+        if self._in_force[0] is not current or self._in_force[1] is not standings:
+            found = [weighted(each, standings.get(each.name, Standing())) for each in current]
+            running = [each for each in found if not standings.get(each.name, Standing()).stopped]
+            self._in_force = current, standings, tuple(running)
+        return self._in_force[2]
+
+    def named(self, name: str) -> Experiment:
+        """One of the file's, stopped or not, with the weights that were decided last.
+
+        Raises:
+            UnknownExperiment: the file has none of this name.
+        """
+        for experiment in self.current:
+            if experiment.name == name:
+                return weighted(experiment, self.standings.get(name, Standing()))
+        known = ", ".join(experiment.name for experiment in self.current) or "none"
+        raise UnknownExperiment(f"no experiment {name!r} is in the file; there: {known}")
+
     def gauges(self) -> metrics.Gauges:
         text = "1 if the experiments file is in force as it is, 0 if an older one is."
         return {"tonearm_experiments_good": (text, [({}, float(self.error is None))])}
@@ -81,6 +111,22 @@ class Experiments:
         except OSError:
             return None
         return stat.st_mtime_ns, stat.st_size
+
+
+def weighted(experiment: Experiment, standing: Standing) -> Experiment:
+    """With the weights that were decided last; before the first decision, a promotion is at its first stage."""
+    last = standing.last
+    if last is not None and last.weights.keys() == {arm.name for arm in experiment.arms}:
+        return experiment.weighted(last.weights)
+    if experiment.promotion is not None:
+        return experiment.weighted(shares(experiment, experiment.promotion.stages[0]))
+    return experiment
+
+
+def shares(experiment: Experiment, percent: float) -> dict[str, float]:
+    """Weights with which the second of two arms has so many percent of the units."""
+    control, candidate = experiment.arms
+    return {control.name: 1 - percent / 100, candidate.name: percent / 100}
 
 
 def read_experiments(path: Path, registry: Registry) -> tuple[Experiment, ...]:
@@ -109,28 +155,41 @@ def read_experiments(path: Path, registry: Registry) -> tuple[Experiment, ...]:
     twice = repeated(experiment.name for experiment in experiments)
     if twice:
         raise ValueError(f"experiment names must differ, {twice} occurs twice")
+    overlap = layers_overlap(experiments)
+    if overlap:
+        raise ValueError(overlap)
     for experiment in experiments:
-        _check_labels(experiment, registry)
+        _check_adapters(experiment, registry)
     return experiments
 
 
-def _check_labels(experiment: Experiment, registry: Registry) -> None:
-    """Arms can only be compared over one label set, so each must exist and say what its labels are."""
+def _check_adapters(experiment: Experiment, registry: Registry) -> None:
+    """Only what answers with one label set can be compared, so each adapter must be there, whole, and say its labels.
+
+    What takes an engine to see (shapes, golden logits) the worker checks when it loads the adapter.
+    """
     first: tuple[str, frozenset[str]] | None = None
-    for arm in experiment.arms:
-        where = f"experiment {experiment.name}, arm {arm.name}"
+    places = [(f"arm {arm.name}", arm.adapter) for arm in experiment.arms]
+    if experiment.shadow is not None:
+        places.append(("the shadow", experiment.shadow.adapter))
+    for place, reference in places:
+        where = f"experiment {experiment.name}, {place}"
         try:
-            adapter = registry.resolve(arm.adapter)
+            adapter = registry.resolve(reference)
             directory = registry.directory(adapter)
             if not (directory / MANIFEST).is_file():
                 raise ValueError(f"{where}: adapter {adapter} has no manifest, so its labels are not known")
-            labels = frozenset(read_manifest(directory).labels)
-        except AdapterError as error:
+            manifest = read_manifest(directory)
+            damaged = manifest.files.items() ^ digest_files(directory).items()
+        except (AdapterError, OSError) as error:
             raise ValueError(f"{where}: {error}") from None
+        if damaged:
+            raise ValueError(f"{where}: {adapter}'s file {min(damaged)[0]} is not the one that its manifest names")
+        labels = frozenset(manifest.labels)
         if first is None:
-            first = arm.name, labels
+            first = place, labels
         elif labels != first[1]:
             raise ValueError(
-                f"{where}: labels {sorted(labels)} are not those of arm {first[0]}, {sorted(first[1])}; "
-                "arms of one experiment must share a label set"
+                f"{where}: labels {sorted(labels)} are not those of {first[0]}, {sorted(first[1])}; "
+                "what is compared must share a label set"
             )

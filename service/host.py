@@ -8,7 +8,6 @@ import asyncio
 import os
 import queue
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,7 +31,6 @@ from service.messages import Envelope, Job, Reply, Withdrawal
 from service.run_directory import RunDirectory
 from service.settings import Settings
 
-_SWITCH_INTERVAL_S = 0.0005
 API_PATH = "/classify"
 _LITSERVE_ROUTES = ("/", "/litserve/health", "/litserve/info")
 _MONITOR_EVERY_S = 0.25
@@ -138,8 +136,6 @@ def _build_worker(worker_id: int, device: str, settings: Settings, run_directory
     # One core is the API process's: a forward pass waits for its slowest thread, and one that has to share its core
     # with others makes all of them wait.
     torch.set_num_threads(settings.cpu_threads or max(1, usable_cores() - 1))
-    # The loader's Python must not keep the batches' waiting for Python's default 5 ms at a time.
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     engine = Engine(
         base,
         capacity=settings.max_resident_adapters,

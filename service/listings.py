@@ -1,4 +1,4 @@
-"""`GET /adapters` and `GET /experiments`: what there is, and how it stands."""
+"""`GET /adapters`: what there is, and how it stands."""
 
 import os
 import threading
@@ -9,24 +9,12 @@ from typing import Any, NamedTuple
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from adapters.errors import UnknownExperiment, VerificationError
+from adapters.errors import VerificationError
 from adapters.manifest import MANIFEST, read_manifest
 from adapters.reference import AdapterId
 from adapters.store import Registry
-from service.analysis import analyse
 from service.run_directory import ResidentAdapter
-from service.schemas import (
-    ADAPTERS_EXAMPLES,
-    EXPERIMENT_EXAMPLES,
-    EXPERIMENTS_EXAMPLES,
-    AdapterList,
-    ArmEntry,
-    ExperimentEntry,
-    ExperimentList,
-    ExperimentResult,
-    answers,
-    problem_answers,
-)
+from service.schemas import ADAPTERS_EXAMPLES, AdapterList, answers, problem_answers
 from service.service import Service
 
 router = APIRouter(tags=["listings"])
@@ -140,42 +128,3 @@ def _version(
         "description": said.description,
         "metrics": said.metrics or {},
     }
-
-
-# Not async: it asks the database.
-@router.get(
-    "/experiments/{name}",
-    responses=answers(EXPERIMENT_EXAMPLES) | problem_answers(401, 404, 422, 500, 503),
-    summary="One experiment and its verdict",
-)
-def experiment(request: Request, name: str) -> ExperimentResult:
-    """Per arm texts, units, feedback, accuracy; each against the first, with an interval that holds at every look."""
-    service: Service = request.app.state.service
-    found = next((experiment for experiment in service.experiments.current if experiment.name == name), None)
-    if found is None:
-        known = ", ".join(experiment.name for experiment in service.experiments.current) or "none"
-        raise UnknownExperiment(f"no experiment {name!r} is in force; in force: {known}")
-    return ExperimentResult.of(found, analyse(service.store.arms(found)))
-
-
-@router.get(
-    "/experiments",
-    responses=answers(EXPERIMENTS_EXAMPLES) | problem_answers(401, 500),
-    summary="Experiments in force",
-)
-async def experiments(request: Request) -> ExperimentList:
-    service: Service = request.app.state.service
-    return ExperimentList(
-        experiments=[
-            ExperimentEntry(
-                name=experiment.name,
-                salt=experiment.salt,
-                arms=[
-                    ArmEntry(name=arm.name, adapter=arm.adapter, share=arm.weight / experiment.total_weight)
-                    for arm in experiment.arms
-                ],
-            )
-            for experiment in service.experiments.current
-        ],
-        error=service.experiments.error,
-    )

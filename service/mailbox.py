@@ -16,6 +16,7 @@ import structlog
 from litserve.utils import LitAPIStatus
 
 from adapters.errors import CallerGone, DeadlineExceeded, TonearmError, WorkerLost
+from adapters.reference import AdapterId
 from engine.rows import Row
 from service.admission import Admission
 from service.messages import Job, Reply, Withdrawal
@@ -59,11 +60,17 @@ class Mailbox:
         self._put = put
 
     async def ask(
-        self, rows: Sequence[Row], *, timeout_s: float, hung_up: Callable[[], Awaitable[None]] | None = None
+        self,
+        rows: Sequence[Row],
+        *,
+        timeout_s: float,
+        hung_up: Callable[[], Awaitable[None]] | None = None,
+        shadow: AdapterId | None = None,
     ) -> Reply:
         """Queue rows as one job and wait for its reply.
 
         Args:
+            shadow: reads along where there is room, and holds no place in the queue.
             hung_up: returns when the client has closed its connection.
 
         Raises:
@@ -75,7 +82,7 @@ class Mailbox:
         """
         place = self._admission.enter(rows, self._retry_after_s())
         loop = asyncio.get_running_loop()
-        job = Job(next(self._ids), time.monotonic() + timeout_s, tuple(rows))
+        job = Job(next(self._ids), time.monotonic() + timeout_s, tuple(rows), shadow)
         future: asyncio.Future[Reply] = loop.create_future()
         self._pending[job.id] = future
         self._send(job)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engine.rows import Outcome, Row
+from adapters.reference import AdapterId
+from engine.rows import Answer, Outcome, Row
 
 
 class Job(NamedTuple):
@@ -12,11 +13,13 @@ class Job(NamedTuple):
     Attributes:
         id: unique in the API process that sent it.
         deadline_s: on the monotonic clock, which all processes of a machine share; nobody waits after it.
+        shadow: reads every row along, in the same forward pass, where there is room.
     """
 
     id: int
     deadline_s: float
     rows: tuple[Row, ...]
+    shadow: AdapterId | None = None
 
 
 class Withdrawal(NamedTuple):
@@ -39,11 +42,16 @@ class Timings(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """One outcome a row of the job, in its order."""
+    """One outcome a row of the job, in its order.
+
+    Attributes:
+        shadows: what the shadow said of each row, None where it was shed or failed; empty without a shadow.
+    """
 
     job_id: int
     outcomes: tuple[Outcome, ...]
     timings: Timings
+    shadows: tuple[Answer | None, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,27 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_SHIFTS = (-0.5, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5)
 _MAX_ADAPTER_LABELS = 200
+_MAX_LABEL_LABELS = 100
 
 requests = Counter("tonearm_requests", "Requests answered.", ("route", "status", "adapter", "experiment", "arm"))
 request_seconds = Histogram("tonearm_request_seconds", "Time to answer a request.", ("route",), buckets=_SECONDS)
 texts = Counter("tonearm_texts", "Texts times adapters, by how they ended.", ("adapter", "outcome"))
 assignments = Counter("tonearm_assignments", "Units assigned to an arm, once a request.", ("experiment", "arm"))
 experiments_reads = Counter("tonearm_experiments_reads", "Times the experiments file was read.", ("outcome",))
+
+_PAIR = ("experiment", "adapter", "shadow")
+shadow_texts = Counter(
+    "tonearm_shadow_texts", "Texts meant for a shadow, read or shed.", ("experiment", "shadow", "outcome")
+)
+shadow_labels = Counter(
+    "tonearm_shadow_labels", "Texts by what was answered and what the shadow said.", (*_PAIR, "answered", "said")
+)
+shadow_score_shift = Histogram(
+    "tonearm_shadow_score_shift", "A shadow's highest score less the answer's.", _PAIR, buckets=_SHIFTS
+)
+decisions = Counter("tonearm_experiment_decisions", "Decisions taken by this replica.", ("experiment", "kind"))
 exposures = Counter("tonearm_exposures", "Answers noted for the analysis, by what became of them.", ("outcome",))
 
 stage_seconds = Histogram(
@@ -53,6 +67,8 @@ class BoundedLabel:
 
 
 adapter_label = BoundedLabel(_MAX_ADAPTER_LABELS)
+label_label = BoundedLabel(_MAX_LABEL_LABELS)
+"""Of adapters' own labels."""
 
 
 Sample = tuple[dict[str, str], float]

@@ -77,6 +77,11 @@ def kind_of(error: TonearmError) -> Kind:
     return next(TABLE[known] for known in type(error).__mro__ if known in TABLE)
 
 
+def is_own_failure(error: TonearmError) -> bool:
+    """Whether the service, or the adapter, failed the caller; not where there is no room, or the request is bad."""
+    return isinstance(error, VerificationError) or kind_of(error).status in (500, 503, 504)
+
+
 def problem(error: TonearmError, request_id: str) -> dict[str, Any]:
     """The problem document of one of our errors."""
     kind = kind_of(error)

@@ -3,14 +3,17 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 from starlette.exceptions import HTTPException
 
 from adapters import errors
+from adapters.reference import NAME
 from engine.rows import LongText
-from service.analysis import Analysis
+from service.analysis import Analysis, PairSummary
+from service.decisions import Decision, Standing
 from service.problems import MEDIA_TYPE, http_problem_response, problem
 from service.routing import Experiment
 
@@ -143,13 +146,77 @@ class AdapterList(BaseModel):
 class ArmEntry(BaseModel):
     name: str
     adapter: str
-    share: float = Field(description="Share of the units, 0 to 1.")
+    share: float = Field(description="Share of the units now, 0 to 1.")
+
+
+class DecisionEntry(BaseModel):
+    """A change in how an experiment stands."""
+
+    at: str = Field(description="UTC, ISO 8601.")
+    kind: Literal["started", "weighted", "stepped", "taken-back", "stopped", "promoted"]
+    shares: dict[str, float] = Field(description="Of the units, by arm, from then on.")
+    reason: str
+
+    @classmethod
+    def of(cls, decision: Decision) -> Self:
+        at = datetime.fromtimestamp(decision.at_s, UTC).isoformat(timespec="milliseconds")
+        return cls(at=at, kind=decision.kind, shares=decision.weights, reason=decision.reason)
+
+
+class Standings(BaseModel):
+    """How an experiment stands."""
+
+    name: str
+    state: Literal["running", "stopped", "promoted", "taken-back"]
+    decisions: list[DecisionEntry] = Field(description="Oldest first.")
+
+    @classmethod
+    def of(cls, experiment: Experiment, standing: Standing) -> Self:
+        return cls(
+            name=experiment.name,
+            state=_state(standing),
+            decisions=[DecisionEntry.of(decision) for decision in standing.decisions],
+        )
 
 
 class ExperimentEntry(BaseModel):
     name: str
     salt: str
+    state: Literal["running", "stopped", "promoted", "taken-back"]
+    coverage: float = Field(description="Percent of the units that take part.")
+    layer: str | None = Field(description="Experiments of one layer have no unit in common.")
+    match: dict[str, list[str]] = Field(description="Headers of which a request must carry one of the values each.")
+    shadow: str | None = Field(description="An adapter that reads along, unseen by callers.")
+    stages: list[float] | None = Field(description="Percent of the units that the second arm gets, in steps.")
     arms: list[ArmEntry]
+
+    @classmethod
+    def of(cls, experiment: Experiment, standing: Standing) -> Self:
+        layer, promotion = experiment.layer, experiment.promotion
+        return cls(
+            name=experiment.name,
+            salt=experiment.salt,
+            state=_state(standing),
+            coverage=experiment.coverage if layer is None else layer.end - layer.start,
+            layer=None if layer is None else layer.name,
+            match={name: list(values) for name, values in experiment.match.items()},
+            shadow=None if experiment.shadow is None else experiment.shadow.adapter,
+            stages=None if promotion is None else list(promotion.stages),
+            arms=[
+                ArmEntry(name=arm.name, adapter=arm.adapter, share=experiment.weights[arm.name])
+                for arm in experiment.arms
+            ],
+        )
+
+
+def _state(standing: Standing) -> Literal["running", "stopped", "promoted", "taken-back"]:
+    kind = None if standing.last is None else standing.last.kind
+    return kind if kind == "stopped" or kind == "promoted" or kind == "taken-back" else "running"  # noqa: PLR1714
+
+
+class Bounds(BaseModel):
+    low: float
+    high: float
 
 
 class ArmResult(ArmEntry):
@@ -157,17 +224,15 @@ class ArmResult(ArmEntry):
 
     texts: int = Field(description="Answered.")
     units: int = Field(description="By how many units.")
+    errors: int = Field(description="Texts that ended in an error of the service's own.")
     labelled: int = Field(description="Of the texts, those with feedback.")
     coverage: float = Field(description="The same as a share.")
     accuracy: float | None
+    accuracy_interval: Bounds | None = Field(description="95 %, at all looks at once.")
     macro_f1: float | None
     calibration_error: float | None = Field(description="Expected calibration error over ten bins.")
-    mean_took_ms: float | None
-
-
-class Bounds(BaseModel):
-    low: float
-    high: float
+    p50_ms: float | None
+    p99_ms: float | None
 
 
 class DifferenceResult(BaseModel):
@@ -180,30 +245,80 @@ class DifferenceResult(BaseModel):
     verdict: Literal["better", "worse", "undecided"]
 
 
-class ExperimentResult(BaseModel):
-    name: str
-    salt: str
-    arms: list[ArmResult]
+class ShadowResult(BaseModel):
+    """A shadow beside what was answered; null where there is nothing to say it from."""
+
+    adapter: str
+    pairs: int = Field(description="Texts that both have answered.")
+    agreement: float | None = Field(description="Share of them with the same label.")
+    mean_shift: float | None = Field(description="Of the highest score, the shadow's less the answer's.")
+    labelled: int
+    only_arm: int = Field(description="Labelled texts that the answer alone had right.")
+    only_shadow: int = Field(description="Labelled texts that the shadow alone had right.")
+    accuracy: float | None = Field(description="The shadow's less that of the answers, on the same texts.")
+    anytime: Bounds | None = Field(description="95 %, at all looks at once: what the verdict goes by.")
+    mcnemar_p: float | None = Field(description="McNemar's exact test: for one look, and independent texts.")
+    verdict: Literal["better", "worse", "undecided"]
+
+
+class ExperimentResult(ExperimentEntry):
+    arms: list[ArmResult]  # type: ignore[assignment]
     differences: list[DifferenceResult] = Field(description="None while an arm has fewer than 30 labelled units.")
+    pairs: ShadowResult | None = Field(description="null without a shadow.")
     sample_ratio_p: float | None = Field(description="Of the units' split against the weights; below 0.001 it is void.")
     void: bool
     warnings: list[str]
+    decisions: list[DecisionEntry] = Field(description="Oldest first.")
+    waiting: str | None = Field(description="What a promotion waits for.")
 
     @classmethod
-    def of(cls, experiment: Experiment, analysis: Analysis) -> Self:
-        shares = [(arm.adapter, arm.weight / experiment.total_weight) for arm in experiment.arms]
+    def result(
+        cls,
+        experiment: Experiment,
+        analysis: Analysis,
+        standing: Standing,
+        pairs: PairSummary | None,
+        waiting: str | None,
+    ) -> Self:
+        entry = ExperimentEntry.of(experiment, standing).model_dump()
+        arms = [ArmResult(**(asdict(arm) | known)) for known, arm in zip(entry.pop("arms"), analysis.arms, strict=True)]
+        shadow = experiment.shadow
         return cls(
-            name=experiment.name,
-            salt=experiment.salt,
-            arms=[
-                ArmResult(adapter=adapter, share=share, **asdict(arm))
-                for arm, (adapter, share) in zip(analysis.arms, shares, strict=True)
-            ],
+            **entry,
+            arms=arms,
             differences=[DifferenceResult(**asdict(difference)) for difference in analysis.differences],
+            pairs=None if pairs is None or shadow is None else ShadowResult(adapter=shadow.adapter, **asdict(pairs)),
             sample_ratio_p=analysis.sample_ratio_p,
             void=analysis.void,
             warnings=list(analysis.warnings),
+            decisions=[DecisionEntry.of(decision) for decision in standing.decisions],
+            waiting=waiting,
         )
+
+
+class EndBody(BaseModel):
+    """Why an experiment ends."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"examples": [{"reason": "the labels were wrong"}]}
+    )
+
+    reason: Text = Field(min_length=1, max_length=1000, description="Written down, and shown with the results.")
+
+
+class PromoteBody(EndBody):
+    """Why an arm gets all units."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [{"reason": "better by 0.12", "arm": "treatment", "alias": "production"}]},
+    )
+
+    arm: str | None = Field(None, description="Of two arms, the second if left out.")
+    alias: str | None = Field(
+        None, pattern=f"^{NAME.pattern}$", description="Of the arm's adapter; the promotion's own if left out."
+    )
 
 
 class ExperimentList(BaseModel):
@@ -342,24 +457,51 @@ _ARMS = [
     {"name": "control", "adapter": "base", "share": 0.5},
     {"name": "treatment", "adapter": "movies", "share": 0.5},
 ]
-_EXPERIMENT = {"name": "movies-2026-12", "salt": "v1", "arms": _ARMS}
+_EXPERIMENT = {
+    "name": "movies-2026-12",
+    "salt": "v1",
+    "state": "running",
+    "coverage": 100.0,
+    "layer": None,
+    "match": {},
+    "shadow": None,
+    "stages": None,
+    "arms": _ARMS,
+}
+_TARGETED = _EXPERIMENT | {
+    "name": "tone-in-german",
+    "layer": "front-page",
+    "coverage": 20.0,
+    "match": {"x-country": ["at", "de"]},
+    "shadow": "tone@3",
+    "stages": [1.0, 10.0, 50.0, 100.0],
+}
 EXPERIMENTS_EXAMPLES = {
-    "one-experiment": {"experiments": [_EXPERIMENT], "error": None},
+    "several": {"experiments": [_EXPERIMENT, _TARGETED], "error": None},
     "a-bad-edit": {"experiments": [_EXPERIMENT], "error": "cannot be read: No such file or directory"},
     "none": {"experiments": [], "error": None},
 }
 
+_DECISIONS = [
+    {
+        "at": "2026-12-01T08:00:00.000+00:00",
+        "kind": "started",
+        "shares": {"control": 0.5, "treatment": 0.5},
+        "reason": "it is in the file",
+    }
+]
 EXPERIMENT_EXAMPLES = {
-    "decided": {
-        "name": "movies-2026-12",
-        "salt": "v1",
+    "decided": _EXPERIMENT
+    | {
         "arms": [
             _ARMS[0]
-            | {"texts": 6100, "units": 3050, "labelled": 3000, "coverage": 0.49, "accuracy": 0.76}
-            | {"macro_f1": 0.76, "calibration_error": 0.05, "mean_took_ms": 14.2},
+            | {"texts": 6100, "units": 3050, "errors": 0, "labelled": 3000, "coverage": 0.49, "accuracy": 0.76}
+            | {"accuracy_interval": {"low": 0.74, "high": 0.78}, "macro_f1": 0.76, "calibration_error": 0.05}
+            | {"p50_ms": 14.2, "p99_ms": 31.0},
             _ARMS[1]
-            | {"texts": 6020, "units": 3010, "labelled": 2990, "coverage": 0.5, "accuracy": 0.88}
-            | {"macro_f1": 0.88, "calibration_error": 0.03, "mean_took_ms": 14.6},
+            | {"texts": 6020, "units": 3010, "errors": 0, "labelled": 2990, "coverage": 0.5, "accuracy": 0.88}
+            | {"accuracy_interval": {"low": 0.86, "high": 0.9}, "macro_f1": 0.88, "calibration_error": 0.03}
+            | {"p50_ms": 14.6, "p99_ms": 31.5},
         ],
         "differences": [
             {
@@ -370,10 +512,33 @@ EXPERIMENT_EXAMPLES = {
                 "verdict": "better",
             }
         ],
+        "pairs": None,
         "sample_ratio_p": 0.61,
         "void": False,
         "warnings": [],
+        "decisions": _DECISIONS,
+        "waiting": None,
     }
+}
+DECIDED_EXAMPLES = {
+    "promoted": {
+        "name": "movies-2026-12",
+        "state": "promoted",
+        "decisions": [
+            *_DECISIONS,
+            {
+                "at": "2026-12-09T15:20:00.000+00:00",
+                "kind": "promoted",
+                "shares": {"control": 0.0, "treatment": 1.0},
+                "reason": "better by 0.12",
+            },
+        ],
+    }
+}
+EXPORT_EXAMPLES = {
+    "a-line": "request_id,text,at_s,unit,arm,adapter,label,score,took_ms,error,feedback,feedback_at_s\r\n"
+    f"{_REQUEST_ID},0,1796083200.5,9c1185a5c5e9fc54612808977ee8f548,treatment,movies@1,positive,0.98,14.6,,positive,"
+    "1796083260.1\r\n"
 }
 
 FEEDBACK_EXAMPLES = {"noted": {"request_id": _REQUEST_ID, "text": 0, "label": "negative", "replaced": False}}

@@ -58,7 +58,7 @@ class RequireKey:
 
 def _administers(scope: Scope) -> bool:
     path: str = scope["path"]
-    return scope["method"] == "POST" and path.startswith("/adapters/")
+    return scope["method"] == "POST" and path.startswith(("/adapters/", "/experiments/"))
 
 
 def _known(found: bytes, keys: list[bytes]) -> bool:

@@ -12,6 +12,7 @@ import structlog
 
 from adapters.errors import SettingsError
 from adapters.store import Registry
+from service.conductor import LOOK_EVERY_S, Conductor
 from service.experiments import Experiments
 from service.mailbox import Mailbox
 from service.run_directory import RunDirectory
@@ -44,6 +45,7 @@ class Service:
         self.experiments = Experiments(settings.experiments_file, self.registry)
         self.store = Store(settings.database_url, settings.retention_days)
         self.store.migrate()
+        self.conductor = Conductor(self.experiments, self.store, Registry(settings.adapters_dir))
         self.tracing = _tracing(settings)
         self._parent = os.getpid()
         self._refusing_since_s: float | None = None
@@ -57,15 +59,28 @@ class Service:
             receiver: the task that brings replies in.
         """
         self.store.start()
-        watching = asyncio.create_task(self.watch.follow(receiver, self._on_look), name="watch")
+        await asyncio.to_thread(self.conductor.look)  # what was stopped stays stopped from the first request on
+        tasks = [asyncio.create_task(self.watch.follow(receiver, self._on_look), name="watch")]
+        if self.settings.experiments_file is not None:
+            tasks.append(asyncio.create_task(self._conduct(), name="conductor"))
         async with self.tracing.running() if self.tracing is not None else nullcontext():
             try:
                 yield
             finally:
-                watching.cancel()
-                with suppress(asyncio.CancelledError):
-                    await watching
+                for task in tasks:
+                    task.cancel()
+                    with suppress(asyncio.CancelledError):
+                        await task
                 await asyncio.to_thread(self.store.stop, _FLUSH_TIMEOUT_S)
+
+    async def _conduct(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self.conductor.look)
+            except Exception:
+                # As with the looks below: one that fails must not end the conducting.
+                log.exception("conductor_broke")
+            await asyncio.sleep(LOOK_EVERY_S)
 
     def _on_look(self) -> None:
         self.experiments.refresh()

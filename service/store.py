@@ -10,7 +10,8 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +22,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adapters.errors import SettingsError, StoreUnavailable, UnknownRequest
 from service import metrics
-from service.analysis import ArmData, UnitSums
-from service.routing import Experiment
 
 METADATA = sa.MetaData()
 
-_EXPOSURES = sa.Table(
+EXPOSURES = sa.Table(
     "exposures",
     METADATA,
     sa.Column("request_id", sa.String(128), primary_key=True),
@@ -39,10 +38,28 @@ _EXPOSURES = sa.Table(
     sa.Column("label", sa.Text, nullable=False),
     sa.Column("score", sa.Double, nullable=False),
     sa.Column("took_ms", sa.Double, nullable=False),
+    sa.Column("error", sa.String(64)),
     sa.Index("exposures_by_experiment", "experiment", "arm"),
     sa.Index("exposures_by_time", "at_s"),
 )
-_FEEDBACK = sa.Table(
+PAIRS = sa.Table(
+    "pairs",
+    METADATA,
+    sa.Column("request_id", sa.String(128), primary_key=True),
+    sa.Column("text", sa.Integer, primary_key=True),
+    sa.Column("shadow", sa.String(80), primary_key=True),
+    sa.Column("at_s", sa.Double, nullable=False),
+    sa.Column("experiment", sa.String(63), nullable=False),
+    sa.Column("unit", sa.String(32), nullable=False),
+    sa.Column("adapter", sa.String(80), nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    sa.Column("score", sa.Double, nullable=False),
+    sa.Column("shadow_label", sa.Text, nullable=False),
+    sa.Column("shadow_score", sa.Double, nullable=False),
+    sa.Index("pairs_by_experiment", "experiment", "shadow"),
+    sa.Index("pairs_by_time", "at_s"),
+)
+FEEDBACK = sa.Table(
     "feedback",
     METADATA,
     sa.Column("request_id", sa.String(128), primary_key=True),
@@ -50,6 +67,17 @@ _FEEDBACK = sa.Table(
     sa.Column("at_s", sa.Double, nullable=False),
     sa.Column("label", sa.Text, nullable=False),
     sa.Index("feedback_by_time", "at_s"),
+)
+DECISIONS = sa.Table(
+    "decisions",
+    METADATA,
+    sa.Column("experiment", sa.String(63), primary_key=True),
+    sa.Column("salt", sa.String(256), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("at_s", sa.Double, nullable=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("weights", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
 )
 _FACTS = sa.Table(
     "facts",
@@ -73,7 +101,7 @@ log = structlog.get_logger(__name__)
 
 
 class Exposure(NamedTuple):
-    """One text that one adapter answered.
+    """One text that one adapter answered, or failed to.
 
     Attributes:
         text: its place in the request.
@@ -81,6 +109,7 @@ class Exposure(NamedTuple):
         at_s: Unix time.
         unit: as the caller sent it; stored hashed.
         label, score: what was answered.
+        error: what failed, where it was the service's own doing; label and score say nothing then.
     """
 
     request_id: str
@@ -93,6 +122,23 @@ class Exposure(NamedTuple):
     label: str
     score: float
     took_ms: float
+    error: str | None = None
+
+
+class Pair(NamedTuple):
+    """One text that was answered, and that a shadow read as well. Attributes as of `Exposure`."""
+
+    request_id: str
+    text: int
+    shadow: str
+    at_s: float
+    experiment: str
+    unit: str
+    adapter: str
+    label: str
+    score: float
+    shadow_label: str
+    shadow_score: float
 
 
 class Store:
@@ -115,7 +161,7 @@ class Store:
         if self._backend == "postgresql" and self._url.drivername == "postgresql":
             self._url = self._url.set(drivername="postgresql+psycopg")
         self._retention_s = retention_days * 86_400
-        self._queue: queue.Queue[Exposure] = queue.Queue(_MOST_QUEUED)
+        self._queue: queue.Queue[Exposure | Pair] = queue.Queue(_MOST_QUEUED)
         self._taken = 0
         """Exposures that have left the queue and are in the database, or never will be."""
         self._put = 0
@@ -172,7 +218,7 @@ class Store:
             if self._writer.is_alive() or not self._queue.empty():
                 log.error("exposures_lost", count=self._queue.qsize())
 
-    def expose(self, exposures: Sequence[Exposure]) -> None:
+    def expose(self, exposures: Sequence[Exposure | Pair]) -> None:
         """Queue exposures; what does not fit is counted and forgotten. Never waits."""
         for at, exposure in enumerate(exposures):
             try:
@@ -209,14 +255,14 @@ class Store:
             if not self._exposed(request_id, text):
                 raise UnknownRequest(request_id, text)
             with self._running.begin() as connection:
-                key = (_FEEDBACK.c.request_id == request_id) & (_FEEDBACK.c.text == text)
-                before = connection.execute(sa.select(_FEEDBACK.c.label).where(key)).scalar_one_or_none()
-                row = self._insert(_FEEDBACK).values(request_id=request_id, text=text, at_s=time.time(), label=label)
+                key = (FEEDBACK.c.request_id == request_id) & (FEEDBACK.c.text == text)
+                before = connection.execute(sa.select(FEEDBACK.c.label).where(key)).scalar_one_or_none()
+                row = self._insert(FEEDBACK).values(request_id=request_id, text=text, at_s=time.time(), label=label)
                 connection.execute(
                     row.on_conflict_do_update(
                         index_elements=["request_id", "text"],
                         set_={"label": label, "at_s": row.excluded.at_s},
-                        where=_FEEDBACK.c.label != label,
+                        where=FEEDBACK.c.label != label,
                     )
                 )
         except SQLAlchemyError as error:
@@ -224,56 +270,37 @@ class Store:
             raise StoreUnavailable("the database does not answer; nothing was written, try again") from None
         return before is not None and before != label
 
-    def arms(self, experiment: Experiment) -> list[ArmData]:
-        """What was answered and said of each arm, in the experiment's order.
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection for questions.
 
         Raises:
             StoreUnavailable: the database does not answer.
         """
-        exposed, truth = _EXPOSURES.c, _FEEDBACK.c
-        both = _EXPOSURES.join(_FEEDBACK, (exposed.request_id == truth.request_id) & (exposed.text == truth.text))
-        of_experiment = exposed.experiment == experiment.name
-        right = sa.case((truth.label == exposed.label, 1), else_=0)
-        tenth = sa.case(*((exposed.score >= at / 10, at) for at in range(9, 0, -1)), else_=0)
-        queries = (
-            sa.select(
-                exposed.arm, sa.func.count(), sa.func.count(exposed.unit.distinct()), sa.func.avg(exposed.took_ms)
-            )
-            .where(of_experiment)
-            .group_by(exposed.arm),
-            sa.select(exposed.arm, sa.func.count(), sa.func.sum(right))
-            .select_from(both)
-            .where(of_experiment)
-            .group_by(exposed.arm, exposed.unit),
-            sa.select(exposed.arm, exposed.label, truth.label, sa.func.count())
-            .select_from(both)
-            .where(of_experiment)
-            .group_by(exposed.arm, exposed.label, truth.label),
-            sa.select(exposed.arm, tenth, sa.func.count(), sa.func.sum(right), sa.func.sum(exposed.score))
-            .select_from(both)
-            .where(of_experiment)
-            .group_by(exposed.arm, tenth),
-        )
         try:
             with self._running.connect() as connection:
-                totals, units, pairs, tenths = (connection.execute(query).all() for query in queries)
+                yield connection
         except SQLAlchemyError as error:
             log.error("store_unreadable", reason=_reason(error))
             raise StoreUnavailable("the database does not answer; try again") from None
-        found = {arm: (texts, unit_count, float(took_ms)) for arm, texts, unit_count, took_ms in totals}
-        return [
-            ArmData(
-                name=arm.name,
-                weight=arm.weight,
-                texts=found.get(arm.name, (0, 0, 0.0))[0],
-                units=found.get(arm.name, (0, 0, 0.0))[1],
-                sums=[UnitSums(count, int(correct)) for name, count, correct in units if name == arm.name],
-                confusion={(said, true): count for name, said, true, count in pairs if name == arm.name},
-                bins=[(count, int(correct), scores) for name, _, count, correct, scores in tenths if name == arm.name],
-                mean_took_ms=found[arm.name][2] if arm.name in found else None,
-            )
-            for arm in experiment.arms
-        ]
+
+    def insert_new(self, table: sa.Table, row: dict[str, Any]) -> bool:
+        """Write one row, unless there is one with its key.
+
+        Returns:
+            whether it was written.
+
+        Raises:
+            StoreUnavailable: the database does not take it.
+        """
+        try:
+            with self._running.begin() as connection:
+                # Not by rowcount, which psycopg leaves at -1 here.
+                written = self._insert(table).values(**row).on_conflict_do_nothing().returning(*table.primary_key)
+                return connection.execute(written).first() is not None
+        except SQLAlchemyError as error:
+            log.error("store_unwritable", reason=_reason(error))
+            raise StoreUnavailable("the database does not answer; nothing was written, try again") from None
 
     @property
     def _running(self) -> sa.Engine:
@@ -298,7 +325,8 @@ class Store:
         return sqlite.insert(table) if self._backend == "sqlite" else postgresql.insert(table)
 
     def _exposed(self, request_id: str, text: int) -> bool:
-        query = sa.select(sa.literal(1)).where((_EXPOSURES.c.request_id == request_id) & (_EXPOSURES.c.text == text))
+        of_text = (EXPOSURES.c.request_id == request_id) & (EXPOSURES.c.text == text)
+        query = sa.select(sa.literal(1)).where(of_text & EXPOSURES.c.error.is_(None))
         with self._running.connect() as connection:
             return connection.execute(query.limit(1)).first() is not None
 
@@ -320,8 +348,8 @@ class Store:
             if len(batch) < _MOST_A_BATCH:
                 self._stopping.wait(FLUSH_EVERY_S)
 
-    def _take(self) -> list[Exposure]:
-        batch: list[Exposure] = []
+    def _take(self) -> list[Exposure | Pair]:
+        batch: list[Exposure | Pair] = []
         while len(batch) < _MOST_A_BATCH:
             try:
                 batch.append(self._queue.get_nowait())
@@ -329,12 +357,15 @@ class Store:
                 break
         return batch
 
-    def _write(self, batch: list[Exposure]) -> None:
-        rows = [exposure._replace(unit=self._hashed(exposure.unit))._asdict() for exposure in batch]
+    def _write(self, batch: list[Exposure | Pair]) -> None:
         try:
             with self._running.begin() as connection:
-                # A request id that a caller used twice: the first answer is the one that counts.
-                connection.execute(self._insert(_EXPOSURES).on_conflict_do_nothing(), rows)
+                for table, kind in ((EXPOSURES, Exposure), (PAIRS, Pair)):
+                    of_kind = [each for each in batch if isinstance(each, kind)]
+                    rows = [each._asdict() | {"unit": self._hashed(each.unit)} for each in of_kind]
+                    if rows:
+                        # A request id that a caller used twice: the first answer is the one that counts.
+                        connection.execute(self._insert(table).on_conflict_do_nothing(), rows)
             metrics.exposures.labels("written").inc(len(batch))
         except SQLAlchemyError as error:
             metrics.exposures.labels("failed").inc(len(batch))
@@ -348,7 +379,7 @@ class Store:
         oldest_s = time.time() - self._retention_s
         try:
             with self._running.begin() as connection:
-                for table in (_EXPOSURES, _FEEDBACK):
+                for table in (EXPOSURES, PAIRS, FEEDBACK):
                     connection.execute(sa.delete(table).where(table.c.at_s < oldest_s))
         except SQLAlchemyError as error:
             log.error("retention_failed", reason=_reason(error))

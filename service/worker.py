@@ -7,10 +7,11 @@ that is wrong with a row, an adapter or a forward pass ends it: each becomes the
 """
 
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -39,6 +40,7 @@ IDLE_TICK_S = 0.25
 """Longest sleep on the empty queue. A worker killed in it may take one last message with it within this time."""
 
 _LOADING_TICK_S = 0.005
+_SWITCH_INTERVAL_S = 0.0001
 _HEARTBEAT_EVERY_S = 1.0
 _STATUS_EVERY_S = 0.1
 """Shortest time between two statuses: with thousands resident, one takes milliseconds to write."""
@@ -68,6 +70,8 @@ class _OpenJob:
     left: int
     timings: Timings = _NO_TIME
     withdrawn: bool = False
+    shadows: dict[int, Answer] = field(default_factory=dict)
+    """By row: what the job's shadow said of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,12 @@ class _Item:
     tokens: int
 
     @property
+    def row(self) -> Row:
+        return self.open.job.rows[self.at]
+
+    @property
     def adapter(self) -> AdapterId:
-        return self.open.job.rows[self.at].adapter
+        return self.row.adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +148,8 @@ class Worker:
         orders = self._run_directory.orders()
         if orders.last:  # of a predecessor's time; its pins hold on
             self._heard = self._obeyed = orders.last[-1].number
+        # The loader's Python must not keep the batches' waiting for Python's default 5 ms at a time.
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._loader.start()
         self._write_status()
 
@@ -386,7 +396,23 @@ class Worker:
                 self._settle(item, self._failed[item.adapter].error)
             else:
                 self._park(item)
-        self._classify(batch)
+        self._classify(batch, self._shadows_of(batch, tokens))
+
+    def _shadows_of(self, batch: list[_Item], tokens: int) -> list[_Item]:
+        """The items that a shadow reads along: only where nothing else waits, there is room, and it is resident."""
+        if self._waiting:
+            return []
+        followed: list[_Item] = []
+        for item in batch:
+            shadow = item.open.job.shadow
+            if shadow is None or self._full(len(batch) + len(followed), tokens):
+                continue
+            if shadow in self._resident:
+                followed.append(item)
+                tokens += item.tokens
+            elif shadow not in self._failed:
+                self._loader.request(shadow, ahead=True)
+        return followed
 
     def _park(self, item: _Item) -> None:
         self._parked.setdefault(item.adapter, []).append(item)
@@ -404,23 +430,31 @@ class Worker:
 
     # The engine
 
-    def _classify(self, items: list[_Item]) -> None:
+    def _classify(self, items: list[_Item], followed: list[_Item]) -> None:
+        """
+        Args:
+            followed: items that a shadow reads, too.
+        """
         if not items:
             return
         started_s = time.monotonic()
-        rows = [item.open.job.rows[item.at] for item in items]
+        rows = [item.row for item in items]
+        rows += [item.row._replace(adapter=item.open.job.shadow) for item in followed]  # type: ignore[arg-type]
         outcomes, stats = self._classify_safely(rows)
+        for item, outcome in zip(followed, outcomes[len(items) :], strict=True):
+            if isinstance(outcome, Answer):
+                item.open.shadows[item.at] = outcome
         for opened in {id(item.open): item.open for item in items}.values():
             opened.timings = Timings(started_s - opened.sent_s, stats.tokenise_s, stats.forward_s, started_s)
             metrics.stage_seconds.labels("queue").observe(opened.timings.queue_s)
-        for item, outcome in zip(items, outcomes, strict=True):
+        for item, outcome in zip(items, outcomes[: len(items)], strict=True):
             if isinstance(outcome, UnknownAdapter):
                 # The loader has given its slot to another since we looked.
                 self._resident.pop(item.adapter, None)
                 self._park(item)
             else:
                 self._settle(item, outcome)
-        metrics.batch_rows.observe(len(items))
+        metrics.batch_rows.observe(len(rows))
         metrics.micro_batches.inc(stats.micro_batches)
         metrics.batch_tokens.inc(stats.tokens)
         metrics.padded_tokens.inc(stats.padded_tokens)
@@ -455,7 +489,11 @@ class Worker:
         by_queue: dict[int, list[Reply]] = {}
         for opened in done:
             outcomes = tuple(outcome for outcome in opened.outcomes if outcome is not None)
-            by_queue.setdefault(opened.response_queue_id, []).append(Reply(opened.job.id, outcomes, opened.timings))
+            shadows: tuple[Answer | None, ...] = ()
+            if opened.job.shadow is not None:
+                shadows = tuple(opened.shadows.get(at) for at in range(len(outcomes)))
+            reply = Reply(opened.job.id, outcomes, opened.timings, shadows)
+            by_queue.setdefault(opened.response_queue_id, []).append(reply)
         for response_queue_id, replies in by_queue.items():
             send(response_queue_id, replies)
 

@@ -1,21 +1,49 @@
 """The analysis against published figures, other libraries, and simulated experiments of which the truth is known."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import norm
 from sklearn.metrics import f1_score
 
-from service.analysis import ArmData, UnitSums, analyse, half_width, required_units, sample_ratio_p
+from service.analysis import (
+    ArmData,
+    PairData,
+    UnitSums,
+    analyse,
+    compare_pairs,
+    exceeds,
+    half_width,
+    required_units,
+    sample_ratio_p,
+)
 
 
 def arm(name: str, labelled: list[int], correct: list[int], *, texts: int | None = None, weight: float = 1) -> ArmData:
-    sums = [UnitSums(count, right) for count, right in zip(labelled, correct, strict=True)]
-    total, right = sum(labelled), sum(correct)
+    sums = [
+        UnitSums(count, right, f"{name} {at}") for at, (count, right) in enumerate(zip(labelled, correct, strict=True))
+    ]
+    return arm_of(name, sums, texts=texts, weight=weight)
+
+
+def arm_of(name: str, sums: list[UnitSums], *, texts: int | None = None, weight: float = 1) -> ArmData:
+    total, right = sum(unit.labelled for unit in sums), sum(unit.correct for unit in sums)
     pairs = {("a", "a"): right, ("a", "b"): total - right}
-    confusion = {pair: count for pair, count in pairs.items() if count}
-    return ArmData(name, weight, texts or total, len(sums), sums, confusion, [(total, right, 0.9 * total)], 10.0)
+    return ArmData(
+        name=name,
+        weight=weight,
+        texts=texts or total,
+        units=len(sums),
+        errors=0,
+        split=len(sums),
+        sums=sums,
+        confusion={pair: count for pair, count in pairs.items() if count},
+        bins=[(total, right, 0.9 * total)],
+        p50_ms=10.0,
+        p99_ms=20.0,
+    )
 
 
 def test_the_confidence_sequence_is_the_papers() -> None:
@@ -65,7 +93,8 @@ def test_texts_of_one_unit_do_not_count_as_many() -> None:
     draw = np.random.default_rng(2)
     ones = draw.binomial(1, 0.8, 200).tolist()
     alone = analyse([arm("a", [1] * 200, ones), arm("b", [1] * 200, ones)]).differences[0]
-    clustered = analyse([arm("a", [20] * 200, [20 * one for one in ones])] * 2).differences[0]
+    twenty = [20 * one for one in ones]
+    clustered = analyse([arm("a", [20] * 200, twenty), arm("b", [20] * 200, twenty)]).differences[0]
     assert clustered.fixed.high == pytest.approx(alone.fixed.high)
     assert alone.fixed.high == pytest.approx(1.96 * math.sqrt(2 * np.var(ones, ddof=1) / 200), rel=1e-3)
 
@@ -104,7 +133,7 @@ def test_macro_f1_and_calibration_are_the_known_ones() -> None:
     confusion: dict[tuple[str, str], int] = {}
     for pair in zip(said, true, strict=True):
         confusion[pair] = confusion.get(pair, 0) + 1
-    data = ArmData("a", 1, 100, 100, [UnitSums(100, 65)], confusion, [(60, 30, 54.0), (40, 35, 24.0)], 1.0)
+    data = replace(arm_of("a", [UnitSums(100, 65, "u")]), confusion=confusion, bins=[(60, 30, 54.0), (40, 35, 24.0)])
     summary = analyse([data]).arms[0]
     assert summary.macro_f1 == pytest.approx(f1_score(true, said, average="macro"))
     assert summary.calibration_error == pytest.approx(0.6 * abs(0.5 - 0.9) + 0.4 * abs(0.875 - 0.6))
@@ -118,3 +147,68 @@ def test_required_units_are_statsmodels() -> None:
     for accuracy, difference in ((0.0, 0.1), (0.95, 0.1), (0.5, 0.0)):
         with pytest.raises(ValueError, match="between 0 and 1"):
             required_units(accuracy, difference)
+
+
+def test_changed_weights_do_not_confound_the_arms() -> None:
+    """Simpson's paradox: a bad week in which the treatment had most units is not the treatment's fault."""
+    draw = np.random.default_rng(3)
+
+    def week(name: str, period: int, units: int, accuracy: float) -> list[UnitSums]:
+        right = draw.binomial(1, accuracy, units).tolist()
+        return [UnitSums(1, each, f"{name} {period} {at}", period) for at, each in enumerate(right)]
+
+    control = [*week("c", 0, 4000, 0.90), *week("c", 1, 1000, 0.60)]
+    treatment = [*week("t", 0, 1000, 0.92), *week("t", 1, 4000, 0.62)]
+    pooled = sum(unit.correct for unit in treatment) / 5000 - sum(unit.correct for unit in control) / 5000
+    (found,) = analyse([arm_of("control", control), arm_of("treatment", treatment)]).differences
+    assert pooled < -0.1 and found.verdict != "worse"
+    assert found.accuracy == pytest.approx(0.02, abs=0.03) and found.fixed.low < 0.02 < found.fixed.high
+
+
+def test_a_unit_that_comes_back_in_the_next_period_counts_once() -> None:
+    draw = np.random.default_rng(4)
+    ones = {name: draw.binomial(1, 0.8, 300).tolist() for name in "ab"}
+    once = [arm_of(name, [UnitSums(1, one, f"{name}{at}") for at, one in enumerate(ones[name])]) for name in "ab"]
+    twice = [
+        arm_of(
+            name, [UnitSums(1, one, f"{name}{at}", period) for period in (0, 1) for at, one in enumerate(ones[name])]
+        )
+        for name in "ab"
+    ]
+    first, second = (analyse(arms).differences[0] for arms in (once, twice))
+    assert second.fixed.low == pytest.approx(first.fixed.low) and second.anytime.low == pytest.approx(first.anytime.low)
+
+
+def test_mcnemar_is_the_textbooks() -> None:
+    """Agresti, "Categorical Data Analysis", table 10.1: 86 and 150 changed their minds; and statsmodels' exact test."""
+    tables = pytest.importorskip("statsmodels.stats.contingency_tables")
+    found = compare_pairs(PairData(1600, 1364, 0.0, [], 150, 86))
+    assert found.mcnemar_p == pytest.approx(tables.mcnemar([[794, 150], [86, 570]], exact=True).pvalue)
+    assert found.mcnemar_p is not None and found.mcnemar_p < 0.001 and found.anytime is None
+
+
+def test_pairs_see_what_two_groups_cannot() -> None:
+    draw = np.random.default_rng(6)
+    arm_right = draw.binomial(1, 0.85, 3000)
+    shadow_right = np.where(draw.random(3000) < 0.05, 1, arm_right)  # the same, but for a few that it has right
+    sums = [
+        UnitSums(1, int(b) - int(a), f"{at}") for at, (a, b) in enumerate(zip(arm_right, shadow_right, strict=True))
+    ]
+    only_shadow = int(((shadow_right == 1) & (arm_right == 0)).sum())
+    paired = compare_pairs(PairData(3000, 3000 - only_shadow, 0.01, sums, 0, only_shadow))
+    grouped = analyse([arm("a", [1] * 3000, arm_right.tolist()), arm("b", [1] * 3000, shadow_right.tolist())])
+    assert paired.verdict == "better" and grouped.differences[0].verdict == "undecided"
+    assert compare_pairs(PairData(0, 0, None, [], 0, 0)).verdict == "undecided"
+
+
+def test_a_guardrail_looked_at_often_is_rarely_wrong() -> None:
+    """1,000 services whose true error rate is the limit, a look after every 20 requests."""
+    draw = np.random.default_rng(7)
+    ever = 0
+    for _ in range(1000):
+        errors = np.cumsum(draw.binomial(20, 0.01, 100))
+        ever += any(exceeds(int(count), 20 * look, 0.01) for look, count in enumerate(errors, 1))
+    print(f"guardrail crossed at some look although it was kept: {ever / 1000:.1%}")
+    assert ever / 1000 <= 0.05
+    assert exceeds(20, 200, 0.01) and not exceeds(0, 200, 0.01) and not exceeds(0, 0, 0.01)
+    assert not exceeds(2, 100, 0.01)

@@ -60,7 +60,7 @@ def test_experiments_from_the_shell(service: Service) -> None:
     assert listed.exit_code == 0 and "movies-2026-12" in listed.output and "50.0%" in listed.output
     shown = run(experiments_app, ["show", "movies-2026-12", *settings])
     assert shown.exit_code == 0 and "treatment" in shown.output
-    as_json = json.loads(run(experiments_app, ["show", "movies-2026-12", "--json", *settings]).output)
+    as_json = json.loads(run(experiments_app, ["show", "movies-2026-12", "--format", "json", *settings]).output)
     assert [arm["name"] for arm in as_json["arms"]] == ["control", "treatment"]
     assert run(experiments_app, ["show", "nobody", *settings]).exit_code == 1
     assert "2,036" in run(experiments_app, ["plan", "--accuracy", "0.85", "--difference", "0.03"]).output

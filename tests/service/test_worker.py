@@ -53,8 +53,10 @@ class Driver:
             assert time.monotonic() < deadline
             self.turn()
 
-    def ask(self, *rows: Row, sent_s: float | None = None, timeout_s: float = 30) -> int:
-        job = Job(next(self._ids), time.monotonic() + timeout_s, rows)
+    def ask(
+        self, *rows: Row, sent_s: float | None = None, timeout_s: float = 30, shadow: AdapterId | None = None
+    ) -> int:
+        job = Job(next(self._ids), time.monotonic() + timeout_s, rows, shadow)
         self.inbox.append(Envelope(0, time.monotonic() if sent_s is None else sent_s, (job,)))
         return job.id
 
@@ -126,6 +128,51 @@ def test_what_nobody_waits_for_is_not_computed(driver: Driver) -> None:
     driver.until(lambda: good in driver.replies)
     assert not isinstance(driver.replies[late].outcomes[0], Answer)
     assert of_a_predecessor not in driver.replies
+
+
+def test_a_shadow_reads_along_in_the_same_pass(driver: Driver) -> None:
+    movies = AdapterId("movies", 1)
+    expected = driver.answer(row("movies"), row("movies", "a fine film"))
+    driver.answer(row("base"))  # both are resident now
+    turns = driver.worker._engine.classify
+    calls: list[int] = []
+
+    def counted(rows: list[Row]) -> object:
+        calls.append(len(rows))
+        return turns(rows)
+
+    driver.worker._engine.classify = counted  # type: ignore[method-assign, assignment]
+    try:
+        job = driver.ask(row("base"), row("base", "a fine film"), shadow=movies)
+        driver.until(lambda: job in driver.replies)
+    finally:
+        driver.worker._engine.classify = turns  # type: ignore[method-assign]
+    reply = driver.replies.pop(job)
+    assert calls == [4] and all(isinstance(outcome, Answer) for outcome in reply.outcomes)
+    for shadow, own in zip(reply.shadows, expected, strict=True):
+        assert isinstance(own, Answer) and shadow is not None
+        assert shadow.logits == pytest.approx(own.logits, abs=1e-4)
+
+
+def test_a_shadow_is_shed_first(driver: Driver) -> None:
+    movies, alien = AdapterId("movies", 1), AdapterId("alien", 1)
+    driver.answer(row("movies"), row("base"))
+    jobs = [driver.ask(*[row("base")] * 4, shadow=movies) for _ in range(3)]  # a batch holds 8 rows
+    driver.until(lambda: all(job in driver.replies for job in jobs))
+    shadows = [driver.replies.pop(job).shadows for job in jobs]
+    assert [sum(shadow is not None for shadow in each) for each in shadows] == [0, 0, 4]
+    # One that is not resident is loaded for later, and one that must not be served costs nobody anything.
+    for name in ("tone", "short"):
+        driver.answer(row(name))
+    assert movies not in driver.worker._resident
+    first = driver.ask(row("short"), shadow=movies)
+    driver.until(lambda: first in driver.replies)
+    assert driver.replies.pop(first).shadows == (None,)
+    driver.until(lambda: not driver.worker._loader.loading)
+    refused = driver.ask(row("base"), shadow=alien)
+    driver.until(lambda: refused in driver.replies)
+    reply = driver.replies.pop(refused)
+    assert isinstance(reply.outcomes[0], Answer) and reply.shadows == (None,)
 
 
 def test_removed_adapters_leave_the_bank(driver: Driver) -> None:

@@ -1,0 +1,153 @@
+"""`/experiments`: what is in force, how it stands, what it allows to be said; and the ends that administrators set."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi import Path as PathParameter
+from starlette.exceptions import HTTPException
+from starlette.responses import Response, StreamingResponse
+
+from service import results
+from service.analysis import compare_pairs
+from service.asking import XRequestId
+from service.conductor import arm_named
+from service.decisions import Standing
+from service.routing import Arm, Experiment
+from service.schemas import (
+    DECIDED_EXAMPLES,
+    EXPERIMENT_EXAMPLES,
+    EXPERIMENTS_EXAMPLES,
+    EXPORT_EXAMPLES,
+    EndBody,
+    ExperimentEntry,
+    ExperimentList,
+    ExperimentResult,
+    PromoteBody,
+    Standings,
+    answers,
+    problem_answers,
+)
+from service.service import Service
+
+router = APIRouter(prefix="/experiments", tags=["experiments"])
+
+_COLUMNS = ("request_id", "text", "at_s", "unit", "arm", "adapter", "label", "score", "took_ms", "error")
+_COLUMNS_OF_FEEDBACK = ("feedback", "feedback_at_s")
+
+Name = Annotated[str, PathParameter(description="The experiment.", examples=["movies-2026-12"])]
+
+
+@router.get("", responses=answers(EXPERIMENTS_EXAMPLES) | problem_answers(401, 500), summary="Experiments of the file")
+async def experiments(request: Request) -> ExperimentList:
+    service: Service = request.app.state.service
+    found = [service.experiments.named(experiment.name) for experiment in service.experiments.current]
+    return ExperimentList(
+        experiments=[ExperimentEntry.of(each, _standing(service, each)) for each in found],
+        error=service.experiments.error,
+    )
+
+
+# Not async, as those below that ask the database: FastAPI runs them in a thread.
+@router.get(
+    "/{name}",
+    responses=answers(EXPERIMENT_EXAMPLES) | problem_answers(401, 404, 422, 500, 503),
+    summary="One experiment and its verdict",
+)
+def experiment(request: Request, name: Name) -> ExperimentResult:
+    """Per arm texts, units, feedback, accuracy; each against the first, with an interval that holds at every look."""
+    service: Service = request.app.state.service
+    found = service.experiments.named(name)
+    standing = _standing(service, found)
+    pairs = None
+    if found.shadow is not None:
+        pairs = compare_pairs(results.shadow_pairs(service.store, found, standing.changes_s[0]))
+    waiting = service.conductor.waiting.get(name)
+    return ExperimentResult.result(found, service.conductor.analysis(found), standing, pairs, waiting)
+
+
+@router.get(
+    "/{name}/export",
+    response_class=StreamingResponse,
+    responses=answers(EXPORT_EXAMPLES, "text/csv") | problem_answers(401, 404, 422, 500, 503),
+    summary="Every answer with its feedback",
+)
+def export(
+    request: Request,
+    name: Name,
+    form: Annotated[
+        Literal["csv", "jsonl"], Query(alias="format", description="One JSON object a line, or CSV.")
+    ] = "csv",
+) -> Response:
+    """Oldest first. Units are hashed, with a key that never leaves the database."""
+    service: Service = request.app.state.service
+    found = service.experiments.named(name)
+    parts = results.rows(service.store, found, _standing(service, found).changes_s[0])
+    first = next(parts, [])  # before the answer begins, so that a database that is away is a 503
+    content, media_type = (_csv, "text/csv; charset=utf-8") if form == "csv" else (_lines, "application/jsonl")
+    return StreamingResponse(
+        content(first, parts),
+        media_type=media_type,
+        headers={"Content-Disposition": f'attachment; filename="{name}.{form}"'},
+    )
+
+
+_ENDS = answers(DECIDED_EXAMPLES) | problem_answers(401, 403, 404, 409, 422, 500, 503)
+
+
+@router.post("/{name}/stop", responses=_ENDS, summary="Take no more requests")
+def stop(request: Request, name: Name, body: EndBody, x_request_id: XRequestId = None) -> Standings:
+    """Its units get the default adapter, or the next experiment. For good: another salt begins it anew."""
+    service: Service = request.app.state.service
+    return _end(service, service.experiments.named(name), None, None, body.reason)
+
+
+@router.post("/{name}/promote", responses=_ENDS, summary="Give all units one arm, and move an alias to its adapter")
+def promote(request: Request, name: Name, body: PromoteBody, x_request_id: XRequestId = None) -> Standings:
+    """For good: another salt begins it anew."""
+    service: Service = request.app.state.service
+    found = service.experiments.named(name)
+    alias = body.alias or (found.promotion.alias if found.promotion is not None else None)
+    return _end(service, found, arm_named(found, body.arm), alias, body.reason)
+
+
+def _end(service: Service, experiment: Experiment, arm: Arm | None, alias: str | None, reason: str) -> Standings:
+    kind: Literal["stopped", "promoted"] = "stopped" if arm is None else "promoted"
+    before = _standing(service, experiment)
+    try:
+        after = service.conductor.end(experiment, kind, arm, alias, reason)
+    except OSError as error:
+        detail = f"the alias {alias} cannot be moved: {error.strerror}; nothing was decided"
+        raise HTTPException(409, detail) from None
+    if len(after.decisions) == len(before.decisions) and after.last is not None:
+        detail = f"experiment {experiment.name} was {after.last.kind} already; another salt begins it anew"
+        raise HTTPException(409, detail)
+    return Standings.of(experiment, after)
+
+
+def _standing(service: Service, experiment: Experiment) -> Standing:
+    return service.experiments.standings.get(experiment.name, Standing())
+
+
+def _csv(first: list[dict[str, Any]], parts: Iterator[list[dict[str, Any]]]) -> Iterator[str]:
+    held = io.StringIO()
+    writer = csv.DictWriter(held, (*_COLUMNS, *_COLUMNS_OF_FEEDBACK))
+    writer.writeheader()
+    for rows in _all(first, parts):
+        writer.writerows(rows)
+        yield held.getvalue()
+        held.seek(0)
+        held.truncate()
+
+
+def _lines(first: list[dict[str, Any]], parts: Iterator[list[dict[str, Any]]]) -> Iterator[str]:
+    for rows in _all(first, parts):
+        yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _all(first: list[dict[str, Any]], parts: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+    yield first
+    yield from parts

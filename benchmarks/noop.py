@@ -27,6 +27,7 @@ class NoopEngine:
     """Has every adapter it is given, and one answer for every row."""
 
     capacity = 65536
+    pinned: frozenset[AdapterId] = frozenset()
 
     def __init__(self) -> None:
         self._resident: dict[AdapterId, None] = {}

@@ -24,6 +24,7 @@ from litserve.utils import LitAPIStatus, LoopResponseType
 
 from adapters.base_model import find_base_model
 from adapters.errors import TonearmError
+from service.admission import Admission
 from service.cores import usable_cores
 from service.logs import adopt_library, configure_logs
 from service.mailbox import REPLIES_UID, Mailbox, ReplySlot
@@ -165,7 +166,13 @@ class TonearmServer(LitServer):  # type: ignore[misc]
         self.run_directory = run_directory
         self.listening = False
         self.api_processes: list[Any] = []
-        self.mailbox = Mailbox(settings.max_queued_texts, settings.max_queued_tokens)
+        admission = Admission(
+            settings.max_queued_texts,
+            settings.max_queued_tokens,
+            max_wait_s=settings.max_queue_wait_s,
+            least_tokens=settings.max_batch_tokens,
+        )
+        self.mailbox = Mailbox(admission)
         self.monitor_internal = _MONITOR_EVERY_S
         self.uvicorn_graceful_timeout = settings.drain_timeout_s
         self._take_out_routes()

@@ -24,7 +24,6 @@ from service.messages import Job, Reply, Withdrawal
 REPLIES_UID = "replies"
 """The one entry in LitServe's response buffer; LitServe itself would make one a request."""
 
-_RATE_WINDOW_S = 5.0
 _MAX_RETRY_AFTER_S = 30
 _UNMEASURED_RETRY_AFTER_S = 2
 
@@ -37,12 +36,12 @@ class Mailbox:
     Belongs to one event loop; nothing here is called from another thread.
     """
 
-    def __init__(self, max_queued_rows: int, max_queued_tokens: int) -> None:
-        self._admission = Admission(max_queued_rows, max_queued_tokens)
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
         self._ids = itertools.count()
         self._outbox: list[Job | Withdrawal] = []
-        self._pending: dict[int, asyncio.Future[Reply]] = {}
-        self._answered: deque[tuple[float, int]] = deque()
+        self._pending: dict[int, tuple[asyncio.Future[Reply], int]] = {}
+        """By job: who waits, and for how many tokens."""
         self._put: Callable[[tuple[Job | Withdrawal, ...]], None] | None = None
 
     @property
@@ -84,7 +83,8 @@ class Mailbox:
         loop = asyncio.get_running_loop()
         job = Job(next(self._ids), time.monotonic() + timeout_s, tuple(rows), shadow)
         future: asyncio.Future[Reply] = loop.create_future()
-        self._pending[job.id] = future
+        self._pending[job.id] = future, place.tokens
+        self._admission.pace.work(time.monotonic())
         self._send(job)
         listening = None if hung_up is None else asyncio.ensure_future(_fail_when(hung_up, future))
         try:
@@ -103,17 +103,19 @@ class Mailbox:
 
     def deliver(self, replies: Sequence[Reply]) -> None:
         """Hand out what one message brought. Never raises: LitServe's receiver ends for good if it does."""
+        answered = 0
         for reply in replies:
-            future = self._pending.get(reply.job_id)
-            # None: its deadline passed, or its worker was taken for dead, and nobody waits any more.
+            # Not there: its deadline passed, or its worker was taken for dead, and nobody waits any more.
+            future, tokens = self._pending.get(reply.job_id, (None, 0))
+            answered += tokens
             if future is not None and not future.done():
                 future.set_result(reply)
-        self._answered.append((time.monotonic(), sum(len(reply.outcomes) for reply in replies)))
-        self._forget_old_answers()
+        waits = any(not future.done() for future, _ in self._pending.values())
+        self._admission.pace.answer(answered, time.monotonic(), idle=not waits)
 
     def fail_all(self, error: Callable[[], TonearmError]) -> int:
         """Fail everything that waits, and return how many jobs that were."""
-        waiting = [future for future in self._pending.values() if not future.done()]
+        waiting = [future for future, _ in self._pending.values() if not future.done()]
         for future in waiting:
             future.set_exception(error())
         return len(waiting)
@@ -142,23 +144,16 @@ class Mailbox:
             # The process that holds LitServe's queues is gone; main is about to notice.
             log.error("queue_lost", error=repr(error))
             for job in jobs:
-                future = self._pending.get(job.id) if isinstance(job, Job) else None
+                future, _ = self._pending.get(job.id, (None, 0)) if isinstance(job, Job) else (None, 0)
                 if future is not None and not future.done():
                     future.set_exception(WorkerLost("the queue to the inference worker is gone; try again"))
 
     def _retry_after_s(self) -> int:
-        """Time to answer what is queued, at the rate of the last seconds."""
-        self._forget_old_answers()
-        if not self._answered:
+        """Time to answer what is queued, at the pace of the last seconds."""
+        pace = self._admission.pace.tokens_per_s
+        if pace is None:
             return _UNMEASURED_RETRY_AFTER_S
-        span_s = max(time.monotonic() - self._answered[0][0], 0.1)
-        rows_per_s = sum(rows for _, rows in self._answered) / span_s
-        return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(self.queued_rows / rows_per_s)))
-
-    def _forget_old_answers(self) -> None:
-        oldest_s = time.monotonic() - _RATE_WINDOW_S
-        while self._answered and self._answered[0][0] < oldest_s:
-            self._answered.popleft()
+        return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(self.queued_tokens / pace)))
 
 
 async def _fail_when(hung_up: Callable[[], Awaitable[None]], future: asyncio.Future[Reply]) -> None:

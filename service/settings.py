@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     max_queued_tokens: int = Field(
         262_144, ge=1024, description="Tokens that may wait, as estimated from the texts' bytes; beyond it is a 429."
     )
+    max_queue_wait_s: float = Field(
+        3, gt=0, le=3600, description="Seconds of work that may wait, at the pace of the last seconds; beyond is a 429."
+    )
     max_texts_per_request: int = Field(1024, ge=1, description="Texts times adapters in one request.")
     max_body_bytes: int = Field(4 * 2**20, ge=1024, description="Largest request body.")
     batch_wait_ms: float = Field(2, ge=0, le=1000, description="How long a batch stays open for more texts.")

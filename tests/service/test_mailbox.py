@@ -7,6 +7,7 @@ import pytest
 from adapters.errors import DeadlineExceeded, Overloaded, WorkerLost
 from adapters.reference import AdapterId
 from engine.rows import Answer, Row
+from service.admission import Admission
 from service.mailbox import Mailbox, ReplySlot
 from service.messages import Job, Reply, Timings, Withdrawal
 
@@ -19,7 +20,7 @@ def reply(job: Job) -> Reply:
 
 
 def connected(limit: int) -> tuple[Mailbox, list[tuple[Job | Withdrawal, ...]]]:
-    mailbox, sent = Mailbox(limit, 10_000), []
+    mailbox, sent = Mailbox(Admission(limit, 10_000, max_wait_s=60, least_tokens=512)), []
     mailbox.connect(sent.append)
     return mailbox, sent
 

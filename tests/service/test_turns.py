@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from adapters.errors import Overloaded, TooManyTokens
 from adapters.reference import AdapterId
 from engine.rows import Row
-from service.admission import Admission, estimated_tokens
+from service.admission import Admission, Pace, estimated_tokens
 from service.turns import Turns
 
 FLOOD, QUIET, LONG = (AdapterId(name, 1) for name in ("flood", "quiet", "long"))
@@ -17,6 +17,10 @@ FLOOD, QUIET, LONG = (AdapterId(name, 1) for name in ("flood", "quiet", "long"))
 
 def rows(count: int, adapter: AdapterId = FLOOD, text: str = "a text") -> list[Row]:
     return [Row(text, adapter)] * count
+
+
+def admit(max_rows: int, max_tokens: int) -> Admission:
+    return Admission(max_rows, max_tokens, max_wait_s=3, least_tokens=64)
 
 
 def test_a_flooding_adapter_does_not_keep_another_waiting() -> None:
@@ -70,7 +74,7 @@ def test_what_waited_elsewhere_goes_first() -> None:
 
 
 def test_one_adapter_leaves_room_in_the_queue_for_others() -> None:
-    admission = Admission(100, 100_000)
+    admission = admit(100, 100_000)
     admitted = 0
     with pytest.raises(Overloaded, match="adapter flood") as caught:
         while True:
@@ -85,11 +89,11 @@ def test_one_adapter_leaves_room_in_the_queue_for_others() -> None:
 
 
 def test_an_empty_queue_takes_any_request_that_it_can_hold() -> None:
-    Admission(100, 100_000).enter(rows(100), 1)
+    admit(100, 100_000).enter(rows(100), 1)
 
 
 def test_the_queue_is_bounded_in_tokens_too() -> None:
-    admission = Admission(1000, 1000)
+    admission = admit(1000, 1000)
     long = "word " * 300  # 502 tokens as estimated
     admission.enter(rows(1, text=long), 1)
     with pytest.raises(Overloaded):
@@ -97,6 +101,47 @@ def test_the_queue_is_bounded_in_tokens_too() -> None:
     with pytest.raises(TooManyTokens):
         admission.enter(rows(2, QUIET, long), 1)
     admission.enter(rows(1, QUIET), 1)
+
+
+def test_the_pace_is_of_the_time_in_which_something_waited() -> None:
+    pace = Pace()
+    assert pace.tokens_per_s is None
+    for second in range(100):  # 50 ms of work a second, then nothing to do
+        pace.work(second)
+        pace.answer(10, second + 0.05, idle=True)
+    assert pace.tokens_per_s == pytest.approx(200)
+    pace.work(200.0)
+    for tenth in range(1, 61):  # then a rush
+        pace.answer(100, 200 + tenth / 10, idle=tenth == 60)
+    assert pace.tokens_per_s == pytest.approx(1000)
+
+
+def test_the_queue_is_bounded_in_time() -> None:
+    """At 100 tokens a second, 300 may wait for 3 s; what is asked for in one piece may be more."""
+    admission = admit(10_000, 100_000)
+    admission.pace.work(0.0)
+    admission.pace.answer(100, 1.0, idle=True)
+    assert estimated_tokens(rows(1)[0]) == 4
+    whole = admission.enter(rows(1000), 1)
+    with pytest.raises(Overloaded, match="4000 tokens are waiting, at most 10000 of 300 may") as caught:
+        admission.enter(rows(1, QUIET), 9)
+    assert caught.value.retry_after_s == 9
+    admission.leave(whole)
+    admitted = 0
+    with pytest.raises(Overloaded, match="adapter flood"):
+        while True:
+            admission.enter(rows(1), 1)
+            admitted += 1
+    assert admitted == pytest.approx(0.75 * 300 / 4, abs=1)
+    admission.enter(rows(1, QUIET), 1)
+
+
+def test_a_slow_pace_still_leaves_room_for_a_batch() -> None:
+    admission = admit(10_000, 100_000)
+    admission.pace.work(0.0)
+    admission.pace.answer(1, 1.0, idle=True)
+    for _ in range(11):
+        admission.enter(rows(1), 1)
 
 
 @pytest.mark.parametrize("text", ["", "a stirring, funny film", "一部动人的电影", "\ud800", "x" * 100_000])

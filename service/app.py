@@ -44,6 +44,7 @@ def furnish(app: FastAPI, service: Service) -> None:
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_bad_body)
     # The last one added is the outermost.
+    app.add_middleware(classify.OneText)
     app.add_middleware(LimitBody, max_bytes=service.settings.max_body_bytes)
     app.add_middleware(RequireKey, keys=service.settings.api_keys, admin_keys=service.settings.admin_keys)
     app.add_middleware(RecordRequests, draining=lambda: service.watch.draining)

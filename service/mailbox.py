@@ -24,6 +24,7 @@ from service.messages import Job, Reply, Withdrawal
 REPLIES_UID = "replies"
 """The one entry in LitServe's response buffer; LitServe itself would make one a request."""
 
+_LISTEN_AFTER_S = 0.05
 _MAX_RETRY_AFTER_S = 30
 _UNMEASURED_RETRY_AFTER_S = 2
 
@@ -86,18 +87,18 @@ class Mailbox:
         self._pending[job.id] = future, place.tokens
         self._admission.pace.work(time.monotonic())
         self._send(job)
-        listening = None if hung_up is None else asyncio.ensure_future(_fail_when(hung_up, future))
+        # Timers, not tasks: most answers come before either is due.
+        expiry = loop.call_later(timeout_s, _fail, future, timeout_s)
+        listener = None if hung_up is None else _Listener(hung_up, future)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            raise DeadlineExceeded(timeout_s) from None
+            return await future
         except CallerGone:
             self._withdraw(job)
             raise
         finally:
-            if listening is not None:
-                listening.cancel()
+            expiry.cancel()
+            if listener is not None:
+                listener.cancel()
             del self._pending[job.id]
             self._admission.leave(place)
 
@@ -156,10 +157,31 @@ class Mailbox:
         return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(self.queued_tokens / pace)))
 
 
-async def _fail_when(hung_up: Callable[[], Awaitable[None]], future: asyncio.Future[Reply]) -> None:
-    await hung_up()
+def _fail(future: asyncio.Future[Reply], timeout_s: float) -> None:
     if not future.done():
-        future.set_exception(CallerGone("the client closed its connection"))
+        future.set_exception(DeadlineExceeded(timeout_s))
+
+
+class _Listener:
+    """Fails a future when its client hangs up; begins to listen after a while, for that takes a task."""
+
+    def __init__(self, hung_up: Callable[[], Awaitable[None]], future: asyncio.Future[Reply]) -> None:
+        self._hung_up, self._future = hung_up, future
+        self._task: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(_LISTEN_AFTER_S, self._begin)
+
+    def _begin(self) -> None:
+        self._task = asyncio.ensure_future(self._listen())
+
+    async def _listen(self) -> None:
+        await self._hung_up()
+        if not self._future.done():
+            self._future.set_exception(CallerGone("the client closed its connection"))
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
 
 class ReplySlot:

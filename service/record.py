@@ -3,15 +3,14 @@
 Handlers note the facts they alone know (adapter, arm); counting and logging happen here, once for all of them.
 """
 
+import os
 import re
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +19,8 @@ from service import metrics
 from service.messages import Timings
 from service.problems import problem_response
 
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+_OURS = frozenset({b"x-request-id", b"x-content-type-options"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 QUIET = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked every few seconds by machines: logged at debug level alone, never traced."""
@@ -50,6 +51,12 @@ def facts_of(request: Request) -> Facts:
     return facts
 
 
+def headers_of_scope(scope: Scope) -> dict[bytes, bytes]:
+    """By name in lower case, as raw bytes."""
+    headers: dict[bytes, bytes] = scope["state"]["headers"]
+    return headers
+
+
 def request_id_of(request: Request) -> str:
     request_id: str = request.scope["state"]["request_id"]
     return request_id
@@ -67,26 +74,31 @@ class RecordRequests:
             await self._app(scope, receive, send)
             return
         started_s = time.perf_counter()
-        request_id = _request_id(Headers(scope=scope))
+        # Of headers that come twice the first counts, as with FastAPI.
+        headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))
+        request_id = _request_id(headers.get(b"x-request-id", b""))
         facts = Facts()
-        scope.setdefault("state", {}).update(request_id=request_id, facts=facts)
+        scope.setdefault("state", {}).update(request_id=request_id, facts=facts, headers=headers)
         status = 0
 
         async def send_marked(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(raw=message["headers"])
-                headers["X-Request-Id"] = request_id
-                headers["X-Content-Type-Options"] = "nosniff"
-                total_ms = (time.perf_counter() - started_s) * 1e3
-                headers["Server-Timing"] = ", ".join(
-                    filter(None, (headers.get("Server-Timing"), f"total;dur={total_ms:.2f}"))
-                )
+                total = f"total;dur={(time.perf_counter() - started_s) * 1e3:.2f}".encode()
+                kept, timing = [], b""
+                for name, value in message.get("headers", ()):
+                    lower = name.lower()
+                    if lower == b"server-timing":
+                        timing = value + b", "
+                    elif lower not in _OURS:
+                        kept.append((name, value))
+                kept += ((b"x-request-id", request_id.encode()), _NOSNIFF, (b"server-timing", timing + total))
                 if self._draining():
                     # Clients with idle connections must not send on one that is about to be closed.
-                    headers["Connection"] = "close"
-                message = {**message, "headers": headers.raw}
+                    kept = [pair for pair in kept if pair[0].lower() != b"connection"]
+                    kept.append((b"connection", b"close"))
+                message = {**message, "headers": kept}
             await send(message)
 
         try:
@@ -117,6 +129,6 @@ class RecordRequests:
         (log.debug if route in QUIET else log.info)("request", **line)
 
 
-def _request_id(headers: Headers) -> str:
-    given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+def _request_id(header: bytes) -> str:
+    given = header.decode("latin-1")
+    return given if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()

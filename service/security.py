@@ -1,18 +1,20 @@
 """Who may call: keys before anything is parsed, and bodies bounded before anything is read whole."""
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pydantic import SecretStr
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adapters.errors import Forbidden, TonearmError, Unauthorized
 from service.problems import http_problem_response, problem_response
+from service.record import headers_of_scope
 
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Probes carry no key; every other path wants one, whether it exists or not."""
+
+_MOST_DIGITS = 18
 
 KEY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -34,8 +36,9 @@ class RequireKey:
         self._admin_keys = [key.get_secret_value().encode() for key in admin_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            refusal = self._refusal(_key(Headers(scope=scope)), administers=_administers(scope))
+        guarded = bool(self._keys or self._admin_keys)
+        if guarded and scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            refusal = self._refusal(_key(headers_of_scope(scope)), administers=_administers(scope))
             if refusal is not None:
                 await problem_response(refusal, scope["state"]["request_id"], scope["path"])(scope, receive, send)
                 return
@@ -67,11 +70,11 @@ def _known(found: bytes, keys: list[bytes]) -> bool:
     return True in matches
 
 
-def _key(headers: Headers) -> bytes:
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token:
-        return token.strip().encode("latin-1")
-    return headers.get("x-api-key", "").encode("latin-1")
+def _key(headers: Mapping[bytes, bytes]) -> bytes:
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer" and token:
+        return token.strip()
+    return headers.get(b"x-api-key", b"")
 
 
 class LimitBody:
@@ -85,8 +88,8 @@ class LimitBody:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max_bytes:
+        declared = headers_of_scope(scope).get(b"content-length", b"")
+        if declared.isdigit() and (len(declared) > _MOST_DIGITS or int(declared) > self._max_bytes):
             response = http_problem_response(self._too_large(), scope["state"]["request_id"])
             await response(scope, receive, send)
             return

@@ -50,7 +50,7 @@ from benchmarks.raw import RawEngine
 from benchmarks.running import DidNotStart, Server, running
 from engine.encoder import load_encoder
 from engine.rows import Row
-from service.cores import usable_cores
+from service.cores import engine_threads
 from service.settings import Settings
 
 _PATH = {"PYTHONPATH": str(Path(__file__).parents[1])}
@@ -221,9 +221,9 @@ def _idle(made: Made, generator: Generator, options: Options) -> dict[str, Any]:
 
 def _throughput(made: Made, generator: Generator, options: Options) -> dict[str, Any]:
     requests = made.requests()
-    threads, cores = max(1, usable_cores() - 1), usable_cores()
+    threads = engine_threads()
     batches = sorted({32, options.turns.connections, Settings.model_fields["max_batch_texts"].default})
-    rates: dict[str, list[float]] = {f"engine, {threads} thread(s)": [], f"engine, {cores} threads": [], "service": []}
+    rates: dict[str, list[float]] = {f"engine, {threads} thread(s)": [], "service": []}
     by_batch: dict[int, list[float]] = {batch: [] for batch in batches}
     sent: list[Sent] = []
     with RawEngine(made.registry) as engine, _service(made, "throughput") as server:
@@ -232,9 +232,6 @@ def _throughput(made: Made, generator: Generator, options: Options) -> dict[str,
                 part_s = options.turns.seconds / len(batches)
                 for batch in batches:
                     by_batch[batch].append(engine.texts_per_s(made.asked, batch=batch, threads=threads, seconds=part_s))
-                best = max(batches, key=lambda batch: statistics.median(by_batch[batch]))
-                everywhere = engine.texts_per_s(made.asked, batch=best, threads=cores, seconds=part_s)
-                rates[f"engine, {cores} threads"].append(everywhere)
             warm(generator, server, requests)
             sent.append(closed_loop(generator, server, requests, options.turns))
             rates["service"].append(sent[-1].rate_per_s())
@@ -252,7 +249,7 @@ def _throughput(made: Made, generator: Generator, options: Options) -> dict[str,
 def _latency(made: Made, generator: Generator, options: Options) -> dict[str, Any]:
     """Per text: the service's latency less the engine's own time for that text, in the same round."""
     wait_s = Settings.model_fields["batch_wait_ms"].default / 1e3
-    threads = max(1, usable_cores() - 1)
+    threads = engine_threads()
     count = max(10, round(options.turns.seconds * _LOW_RATE_PER_S))
     added_ms, split, lateness_ms, own_ms, service_ms = [], [], [], [], []
     with RawEngine(made.registry) as engine, _service(made, "latency") as server:

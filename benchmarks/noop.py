@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from adapters.reference import AdapterId
-from engine.rows import Answer, BatchStats, Outcome, Row
+from engine.rows import Answer, BatchStats, Outcome, Report, Row
 
 _ANSWER = Answer(("negative", "positive"), (-2.0, 2.0), (0.018, 0.982), 11, False)
 
@@ -48,8 +48,12 @@ class NoopEngine:
     def release(self, adapter: AdapterId) -> None:
         pass
 
-    def classify(self, rows: Sequence[Row]) -> tuple[list[Outcome], BatchStats]:
-        return [_ANSWER] * len(rows), BatchStats(len(rows), 1, 11 * len(rows), 11 * len(rows), 0.0, 0.0)
+    def classify(self, rows: Sequence[Row], report: Report | None = None) -> tuple[list[Outcome], BatchStats]:
+        outcomes: list[Outcome] = [_ANSWER] * len(rows)
+        stats = BatchStats(len(rows), 1, 11 * len(rows), 11 * len(rows), 0.0, 0.0)
+        if report is not None:
+            report(list(enumerate(outcomes)), stats)
+        return outcomes, stats
 
 
 def _build_worker(worker_id: int, device: str, settings: Any, run_directory: Any) -> Any:

@@ -3,11 +3,11 @@
 tokenise -> plan -> encoder + LoRA bank -> per-adapter head -> labels
 """
 
-import itertools
 import math
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from engine.buckets import BucketedPass
 from engine.encoder import load_encoder
 from engine.lean import lean_encoder
 from engine.plan import plan
-from engine.rows import Answer, BatchStats, Outcome, Row
+from engine.rows import Answer, BatchStats, Outcome, Report, Row
 from engine.slots import Slots
 from engine.tokenise import Tokeniser, Tokens
 
@@ -246,10 +246,14 @@ class Engine:
         return read
 
     @torch.inference_mode()
-    def classify(self, rows: Sequence[Row]) -> tuple[list[Outcome], BatchStats]:
+    def classify(self, rows: Sequence[Row], report: Report | None = None) -> tuple[list[Outcome], BatchStats]:
         """One outcome a row, in order; what is wrong with one row never touches another.
 
         A row whose adapter is not resident gets `UnknownAdapter`, one that declines truncation `TextTooLong`.
+
+        Args:
+            report: is told of outcomes as they are there, each once, with the statistics so far: short rows come out
+                of a batch well before long ones.
         """
         with self._turn:
             started = time.perf_counter()
@@ -259,24 +263,31 @@ class Engine:
             lengths = [len(item.ids) for item in work]
             wanted = lengths if self._buckets is None else [self._buckets.length(length) for length in lengths]
             batches = plan(wanted, token_budget=self._token_budget, pass_cost_tokens=PASS_COST_TOKENS)
-            logits: list[list[float] | InferenceFailed] = [_NOT_RUN] * len(work)
+            stats = BatchStats(len(work), 0, 0, 0, tokenised - started, 0.0)
+            pooling = _Pooling(work)
+            fresh = [(at, outcome) for at, outcome in enumerate(outcomes) if outcome is not None]
             for batch in batches:
-                for at, found in zip(batch.rows, self._run([work[at] for at in batch.rows]), strict=True):
-                    logits[at] = found
-            for item, windows in _by_row(work, logits):
-                outcomes[item.at] = _answer(item, windows)
-            stats = BatchStats(
-                rows=len(work),
-                micro_batches=len(batches),
-                tokens=sum(lengths),
-                padded_tokens=sum(batch.padded_tokens for batch in batches),
-                tokenise_s=tokenised - started,
-                forward_s=time.perf_counter() - tokenised,
-            )
+                part = [work[at] for at in batch.rows]
+                for at, pooled in pooling.add(part, self._run(part)):
+                    outcomes[at] = pooled
+                    fresh.append((at, pooled))
+                stats = BatchStats(
+                    rows=len(work),
+                    micro_batches=stats.micro_batches + 1,
+                    tokens=stats.tokens + sum(len(item.ids) for item in part),
+                    padded_tokens=stats.padded_tokens + batch.padded_tokens,
+                    tokenise_s=stats.tokenise_s,
+                    forward_s=time.perf_counter() - tokenised,
+                )
+                if report is not None and batch is not batches[-1]:
+                    report(fresh, stats)
+                    fresh = []
             self._turn.notify_all()  # what was awaited has been used now
-        done = [outcome for outcome in outcomes if outcome is not None]
-        assert len(done) == len(rows)
-        return done, stats
+        if report is not None:
+            report(fresh, stats)
+        found = [outcome for outcome in outcomes if outcome is not None]
+        assert len(found) == len(rows)
+        return found, stats
 
     def slot(self, adapter: AdapterId) -> int:
         """The bank's slot of a resident adapter; KeyError if it is not resident."""
@@ -426,16 +437,21 @@ def _is_text(text: str) -> bool:
     return True
 
 
-_NOT_RUN = InferenceFailed("the text was in no micro-batch")
+class _Pooling:
+    """Brings the windows of a row together again: of a row, its answer, when the last of them is there."""
 
+    def __init__(self, work: Sequence[_Work]) -> None:
+        self._left = Counter(item.at for item in work)
+        self._found: dict[int, list[tuple[int, list[float] | InferenceFailed]]] = {}
 
-def _by_row(
-    work: list[_Work], logits: list[list[float] | InferenceFailed]
-) -> Iterator[tuple[_Work, list[tuple[int, list[float] | InferenceFailed]]]]:
-    """Rows, each by its first window, with the token count and the logits of every window."""
-    for _, group in itertools.groupby(zip(work, logits, strict=True), lambda pair: pair[0].at):
-        windows = list(group)
-        yield windows[0][0], [(len(item.ids), found) for item, found in windows]
+    def add(
+        self, part: Sequence[_Work], logits: Sequence[list[float] | InferenceFailed]
+    ) -> Iterator[tuple[int, Outcome]]:
+        for item, found in zip(part, logits, strict=True):
+            self._found.setdefault(item.at, []).append((len(item.ids), found))
+            self._left[item.at] -= 1
+            if not self._left[item.at]:
+                yield item.at, _answer(item, self._found.pop(item.at))
 
 
 def _answer(item: _Work, windows: list[tuple[int, list[float] | InferenceFailed]]) -> Outcome:

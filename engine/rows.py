@@ -3,6 +3,7 @@
 Named tuples where there is one a row: they pickle several times faster than dataclasses do.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from adapters.errors import TonearmError
@@ -57,3 +58,7 @@ class BatchStats(NamedTuple):
     padded_tokens: int
     tokenise_s: float
     forward_s: float
+
+
+Report = Callable[[list[tuple[int, Outcome]], BatchStats], None]
+"""Is told of outcomes, each by its row's place in the batch, while the rest of the batch is still to come."""

@@ -20,3 +20,13 @@ def usable_cores(quota: Path = _QUOTA) -> int:
     if allowed_us == "max":
         return cores
     return max(1, min(cores, math.ceil(int(allowed_us) / int(period_us))))
+
+
+def engine_threads(cores: int | None = None) -> int:
+    """Threads of a forward pass, where none are set.
+
+    One core is left to the API process: a pass waits for its slowest thread, and one that has to share its core makes
+    all of them wait. Of two cores that would be half the machine, which is more than the waiting costs.
+    """
+    usable = cores or usable_cores()
+    return usable if usable <= 2 else usable - 1

@@ -25,7 +25,7 @@ from litserve.utils import LitAPIStatus, LoopResponseType
 from adapters.base_model import find_base_model
 from adapters.errors import TonearmError
 from service.admission import Admission
-from service.cores import usable_cores
+from service.cores import engine_threads
 from service.logs import adopt_library, configure_logs
 from service.mailbox import REPLIES_UID, Mailbox, ReplySlot
 from service.messages import Envelope, Job, Reply, Withdrawal
@@ -134,9 +134,7 @@ def _build_worker(worker_id: int, device: str, settings: Settings, run_directory
     if device.startswith("cuda") and settings.device == "auto" and not torch.cuda.is_available():
         log.warning("cuda_unusable", device=device, instead="cpu")
         device = "cpu"
-    # One core is the API process's: a forward pass waits for its slowest thread, and one that has to share its core
-    # with others makes all of them wait.
-    torch.set_num_threads(settings.cpu_threads or max(1, usable_cores() - 1))
+    torch.set_num_threads(settings.cpu_threads or engine_threads())
     engine = Engine(
         base,
         capacity=settings.max_resident_adapters,

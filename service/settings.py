@@ -52,7 +52,10 @@ class Settings(BaseSettings):
         "auto", description="Of the encoder; auto: fp32 on a CPU, bf16 on a GPU. Heads are always fp32."
     )
     cpu_threads: int = Field(
-        0, ge=0, le=1024, description="Threads of a forward pass on the CPU; 0: one less than there are cores."
+        0,
+        ge=0,
+        le=1024,
+        description="Threads of a forward pass on the CPU; 0: one less than there are cores, or both of two.",
     )
 
     adapters_dir: Path = Field(SHIPPED, description="The registry: <name>/<version>/ directories.")

@@ -27,7 +27,7 @@ from adapters.errors import (
 from adapters.reference import AdapterId, parse_reference
 from adapters.store import Registry
 from engine.engine import Engine
-from engine.rows import Answer, BatchStats, Outcome, Row
+from engine.rows import Answer, BatchStats, Outcome, Report, Row
 from service import metrics
 from service.admission import estimated_tokens
 from service.loader import Loaded, Loader, Look, Stamp
@@ -39,6 +39,7 @@ from service.turns import Turns
 IDLE_TICK_S = 0.25
 """Longest sleep on the empty queue. A worker killed in it may take one last message with it within this time."""
 
+_REPLY_EVERY_S = 0.02
 _LOADING_TICK_S = 0.005
 _SWITCH_INTERVAL_S = 0.0001
 _HEARTBEAT_EVERY_S = 1.0
@@ -159,7 +160,7 @@ class Worker:
         self._take_loaded()
         self._follow_orders()
         self._gather(receive)
-        self._run_batch()
+        self._run_batch(send)
         self._release_fresh()
         self._send_replies(send)
         self._write_status_if_due()
@@ -382,7 +383,7 @@ class Worker:
                 tokens = estimated_tokens(row)
                 self._waiting.put(row.adapter, tokens, _Item(at, opened, tokens))
 
-    def _run_batch(self) -> None:
+    def _run_batch(self, send: Send) -> None:
         batch: list[_Item] = []
         tokens = 0
         while self._waiting and not self._full(len(batch), tokens):
@@ -396,7 +397,7 @@ class Worker:
                 self._settle(item, self._failed[item.adapter].error)
             else:
                 self._park(item)
-        self._classify(batch, self._shadows_of(batch, tokens))
+        self._classify(batch, self._shadows_of(batch, tokens), send)
 
     def _shadows_of(self, batch: list[_Item], tokens: int) -> list[_Item]:
         """The items that a shadow reads along: only where nothing else waits, there is room, and it is resident."""
@@ -430,7 +431,7 @@ class Worker:
 
     # The engine
 
-    def _classify(self, items: list[_Item], followed: list[_Item]) -> None:
+    def _classify(self, items: list[_Item], followed: list[_Item], send: Send) -> None:
         """
         Args:
             followed: items that a shadow reads, too.
@@ -438,22 +439,29 @@ class Worker:
         if not items:
             return
         started_s = time.monotonic()
+        for opened in {id(item.open): item.open for item in items}.values():
+            metrics.stage_seconds.labels("queue").observe(started_s - opened.sent_s)
+        for item in followed:
+            item.open.left += 1  # a reply holds what the shadow says, too
         rows = [item.row for item in items]
         rows += [item.row._replace(adapter=item.open.job.shadow) for item in followed]  # type: ignore[arg-type]
-        outcomes, stats = self._classify_safely(rows)
-        for item, outcome in zip(followed, outcomes[len(items) :], strict=True):
-            if isinstance(outcome, Answer):
-                item.open.shadows[item.at] = outcome
-        for opened in {id(item.open): item.open for item in items}.values():
-            opened.timings = Timings(started_s - opened.sent_s, stats.tokenise_s, stats.forward_s, started_s)
-            metrics.stage_seconds.labels("queue").observe(opened.timings.queue_s)
-        for item, outcome in zip(items, outcomes[: len(items)], strict=True):
-            if isinstance(outcome, UnknownAdapter):
-                # The loader has given its slot to another since we looked.
-                self._resident.pop(item.adapter, None)
-                self._park(item)
-            else:
-                self._settle(item, outcome)
+        sent_s = started_s
+
+        def report(found: list[tuple[int, Outcome]], stats: BatchStats) -> None:
+            nonlocal sent_s
+            for at, outcome in found:
+                item = items[at] if at < len(items) else followed[at - len(items)]
+                item.open.timings = Timings(started_s - item.open.sent_s, stats.tokenise_s, stats.forward_s, started_s)
+                if at < len(items):
+                    self._take_outcome(item, outcome)
+                else:
+                    self._take_shadow(item, outcome)
+            # A message takes about a millisecond: not for every few rows.
+            if self._done and time.monotonic() - sent_s >= _REPLY_EVERY_S:
+                sent_s = time.monotonic()
+                self._send_replies(send)
+
+        stats = self._classify_safely(rows, report)
         metrics.batch_rows.observe(len(rows))
         metrics.micro_batches.inc(stats.micro_batches)
         metrics.batch_tokens.inc(stats.tokens)
@@ -461,22 +469,50 @@ class Worker:
         metrics.stage_seconds.labels("tokenise").observe(stats.tokenise_s)
         metrics.stage_seconds.labels("forward").observe(stats.forward_s)
 
-    def _classify_safely(self, rows: list[Row]) -> tuple[list[Outcome], BatchStats]:
-        """The engine's outcomes; where it breaks on a batch, each row alone, so that only the bad one pays."""
+    def _take_outcome(self, item: _Item, outcome: Outcome) -> None:
+        if isinstance(outcome, UnknownAdapter):
+            # The loader has given its slot to another since we looked.
+            self._resident.pop(item.adapter, None)
+            self._park(item)
+        else:
+            self._settle(item, outcome)
+
+    def _take_shadow(self, item: _Item, outcome: Outcome) -> None:
+        if isinstance(outcome, Answer):
+            item.open.shadows[item.at] = outcome
+        self._count_down(item.open)
+
+    def _classify_safely(self, rows: list[Row], report: Report) -> BatchStats:
+        """Report the engine's outcomes; where it breaks on a batch, each row alone, so that only the bad one pays."""
+        left = dict(enumerate(rows))
+
+        def note(found: list[tuple[int, Outcome]], stats: BatchStats) -> None:
+            for at, _ in found:
+                del left[at]
+            report(found, stats)
+
         try:
-            return self._engine.classify(rows)
-        except Exception as error:
+            return self._engine.classify(rows, note)[1]
+        except Exception:
             log.exception("batch_broke", rows=len(rows))
-            empty = BatchStats(len(rows), 0, 0, 0, 0.0, 0.0)
-            if len(rows) == 1:
-                return [InferenceFailed(f"the text could not be read: {type(error).__name__}")], empty
-            return [self._classify_safely([row])[0][0] for row in rows], empty
+        stats = BatchStats(len(rows), 0, 0, 0, 0.0, 0.0)
+        for at, row in left.items():
+            try:
+                outcome = self._engine.classify([row])[0][0]
+            except Exception as error:
+                log.exception("row_broke")
+                outcome = InferenceFailed(f"the text could not be read: {type(error).__name__}")
+            report([(at, outcome)], stats)
+        return stats
 
     def _settle(self, item: _Item, outcome: Outcome) -> None:
         opened = item.open
         opened.outcomes[item.at] = outcome
-        opened.left -= 1
         metrics.texts.labels(metrics.adapter_label(str(item.adapter)), _kind(outcome)).inc()
+        self._count_down(opened)
+
+    def _count_down(self, opened: _OpenJob) -> None:
+        opened.left -= 1
         if not opened.left:
             del self._open_jobs[opened.response_queue_id, opened.job.id]
             self._done.append(opened)

@@ -16,7 +16,7 @@ from tests.service.running import KEY, ROOT, Service, free_port
 def tonearm(*arguments: str, stdin: str = "") -> Result:
     app = typer.Typer()
     app.command()(classify)
-    return CliRunner().invoke(app, list(arguments), input=stdin, env={"TONEARM_API_KEY": KEY, "COLUMNS": "160"})
+    return CliRunner().invoke(app, list(arguments), input=stdin, env={"TONEARM_API_KEY": KEY, "COLUMNS": "220"})
 
 
 def test_table_json_and_stdin(service: Service) -> None:
@@ -54,7 +54,7 @@ def test_the_front_door_has_it(service: Service) -> None:
 
 
 def test_experiments_from_the_shell(service: Service) -> None:
-    run = CliRunner(env={"COLUMNS": "160"}).invoke
+    run = CliRunner(env={"COLUMNS": "220"}).invoke
     settings = ["--url", service.url, "--key", KEY]
     listed = run(experiments_app, ["list", *settings])
     assert listed.exit_code == 0 and "movies-2026-12" in listed.output and "50.0%" in listed.output

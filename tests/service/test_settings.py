@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adapters.errors import SettingsError
-from service.cores import usable_cores
+from service.cores import engine_threads, usable_cores
 from service.settings import read_settings
 
 
@@ -71,3 +71,7 @@ def test_other_addresses_than_loopback_need_keys(monkeypatch: pytest.MonkeyPatch
     assert read_settings({"host": "0.0.0.0", "allow_anonymous": True}).allow_anonymous
     monkeypatch.setenv("TONEARM_API_KEYS", "a-long-key")
     assert read_settings({"host": "0.0.0.0"}).host == "0.0.0.0"
+
+
+def test_a_core_is_left_to_the_api_process_where_there_are_several() -> None:
+    assert [engine_threads(cores) for cores in (1, 2, 3, 8)] == [1, 2, 2, 7]

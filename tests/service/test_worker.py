@@ -12,7 +12,7 @@ from adapters.errors import InferenceFailed, InvalidText, VerificationError
 from adapters.reference import AdapterId
 from adapters.store import Registry
 from engine.engine import Engine
-from engine.rows import Answer, Outcome, Row
+from engine.rows import Answer, Outcome, Report, Row
 from service.messages import Envelope, Job, Reply
 from service.run_directory import RunDirectory
 from service.settings import Settings
@@ -137,9 +137,9 @@ def test_a_shadow_reads_along_in_the_same_pass(driver: Driver) -> None:
     turns = driver.worker._engine.classify
     calls: list[int] = []
 
-    def counted(rows: list[Row]) -> object:
+    def counted(rows: list[Row], report: Report) -> object:
         calls.append(len(rows))
-        return turns(rows)
+        return turns(rows, report)
 
     driver.worker._engine.classify = counted  # type: ignore[method-assign, assignment]
     try:

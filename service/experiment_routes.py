@@ -38,6 +38,15 @@ router = APIRouter(prefix="/experiments", tags=["experiments"])
 _COLUMNS = ("request_id", "text", "at_s", "unit", "arm", "adapter", "label", "score", "took_ms", "error")
 _COLUMNS_OF_FEEDBACK = ("feedback", "feedback_at_s")
 
+_EXPORTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            media_type: {"schema": {"type": "string"}, "examples": {"a-line": {"value": example}}}
+            for media_type, example in EXPORT_EXAMPLES.items()
+        }
+    }
+}
+
 Name = Annotated[str, PathParameter(description="The experiment.", examples=["movies-2026-12"])]
 
 
@@ -72,7 +81,7 @@ def experiment(request: Request, name: Name) -> ExperimentResult:
 @router.get(
     "/{name}/export",
     response_class=StreamingResponse,
-    responses=answers(EXPORT_EXAMPLES, "text/csv") | problem_answers(401, 404, 422, 500, 503),
+    responses=_EXPORTED | problem_answers(401, 404, 422, 500, 503),
     summary="Every answer with its feedback",
 )
 def export(

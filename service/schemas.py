@@ -536,9 +536,12 @@ DECIDED_EXAMPLES = {
     }
 }
 EXPORT_EXAMPLES = {
-    "a-line": "request_id,text,at_s,unit,arm,adapter,label,score,took_ms,error,feedback,feedback_at_s\r\n"
+    "text/csv": "request_id,text,at_s,unit,arm,adapter,label,score,took_ms,error,feedback,feedback_at_s\r\n"
     f"{_REQUEST_ID},0,1796083200.5,9c1185a5c5e9fc54612808977ee8f548,treatment,movies@1,positive,0.98,14.6,,positive,"
-    "1796083260.1\r\n"
+    "1796083260.1\r\n",
+    "application/jsonl": f'{{"request_id": "{_REQUEST_ID}", "text": 0, "at_s": 1796083200.5, "unit": '
+    '"9c1185a5c5e9fc54612808977ee8f548", "arm": "treatment", "adapter": "movies@1", "label": "positive", '
+    '"score": 0.98, "took_ms": 14.6, "error": null, "feedback": "positive", "feedback_at_s": 1796083260.1}\n',
 }
 
 FEEDBACK_EXAMPLES = {"noted": {"request_id": _REQUEST_ID, "text": 0, "label": "negative", "replaced": False}}

@@ -141,7 +141,8 @@ def test_sigterm_under_load_loses_no_answer(service: Service) -> None:
     assert service.process.wait(30) == 0
     assert not broken
     assert statuses.count(503) == 6 and statuses.count(200) == len(statuses) - 6 >= 20
-    assert not [child for child in processes if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    _, alive = psutil.wait_procs(processes, timeout=5)  # on a busy machine the last may still be on its way out
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", service.port))

@@ -17,7 +17,7 @@ _START_TIMEOUT_S = 180
 _STOP_TIMEOUT_S = 40
 _LOG_SHOWN_CHARACTERS = 2000
 
-SPIN_COUNT = "20000"
+SPIN_COUNT = "200000"
 """As `service/serve.py` sets it for its workers: every side that computes gets the same."""
 
 

@@ -67,7 +67,7 @@ def _run_directory() -> Iterator[RunDirectory]:
         # Before torch loads, in the workers that inherit it: endless spinning costs dear on busy cores, and sleeping at
         # once a third of a small batch's time (docs/decisions/0004).
         if "OMP_WAIT_POLICY" not in os.environ:
-            os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+            os.environ.setdefault("GOMP_SPINCOUNT", "200000")
         # Before the first import of prometheus_client, here and (inherited) in every other process.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(run_directory.metrics)
         yield run_directory

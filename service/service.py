@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _REFUSING_LOOKS = 5
 _FLUSH_TIMEOUT_S = 5.0
+_SWITCH_INTERVAL_S = 0.0005
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +60,8 @@ class Service:
         Args:
             receiver: the task that brings replies in.
         """
+        # What the workers' messages and the store's thread need of Python's lock must not take 5 ms each time.
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self.store.start()
         await asyncio.to_thread(self.conductor.look)  # what was stopped stays stopped from the first request on
         tasks = [asyncio.create_task(self.watch.follow(receiver, self._on_look), name="watch")]

@@ -1,6 +1,7 @@
 """Both clients against the running service."""
 
 import asyncio
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from client import (
     DeadlineExceeded,
     InvalidRequest,
     ItemError,
+    NotFound,
     Overloaded,
     TooLarge,
     Unauthorized,
@@ -22,7 +24,7 @@ from client import (
 )
 from tests.client.conftest import Ask
 from tests.factory import TEXTS
-from tests.service.running import KEY, Service
+from tests.service.running import ADMIN_KEY, KEY, Service
 
 SETTINGS = {"api_key": KEY}
 
@@ -86,6 +88,44 @@ def test_listings_and_readiness(ask: Ask, service: Service) -> None:
     experiments = ask(service.url, "experiments", settings=SETTINGS)
     assert [arm.share for arm in experiments.experiments[0].arms] == [0.5, 0.5]
     assert ask(service.url, "ready", settings={}) is True
+
+
+def test_feedback_is_counted_once(ask: Ask, service: Service) -> None:
+    name = "movies-2026-12"
+    answer = ask(service.url, "classify", TEXTS[0], settings=SETTINGS, unit_id=f"client-{ask.__name__}")
+    before = {arm.name: arm.labelled for arm in ask(service.url, "experiment", name, settings=SETTINGS).arms}
+    for label in ("negative", "negative", "positive"):
+        assert ask(service.url, "feedback", answer.request_id, label, settings=SETTINGS) is None
+    found = ask(service.url, "experiment", name, settings=SETTINGS)
+    after = {arm.name: arm.labelled for arm in found.arms}
+    assert after == before | {answer.arm: before[answer.arm] + 1}
+    assert found.state == "running" and found.decisions[0].kind == "started"
+    exported = ask(service.url, "export_experiment", name, "jsonl", settings=SETTINGS)
+    mine = next(line for line in exported.splitlines() if answer.request_id in line)
+    assert json.loads(mine)["feedback"] == "positive"
+    with pytest.raises(NotFound, match="no text 7 was answered"):
+        ask(service.url, "feedback", answer.request_id, "positive", settings=SETTINGS, text=7)
+
+
+def test_administrators_verbs(ask: Ask, service: Service) -> None:
+    settings = {"api_key": ADMIN_KEY}
+    assert ask(service.url, "unload", "tone", settings=settings).state == "registered"
+    assert ask(service.url, "load", "tone", settings=settings).state == "resident"
+    assert ask(service.url, "pin", "tone@1", settings=settings).pinned is True
+    assert ask(service.url, "verify", "tone", settings=settings).state == "resident"
+    assert ask(service.url, "unload", "tone", settings=settings).pinned is False
+    refused = ask(service.url, "verify", "alien", settings=settings)
+    assert refused.state == "failed" and "someone/else" in refused.reason
+    with pytest.raises(Unauthorized, match="administrator"):
+        ask(service.url, "load", "tone", settings=SETTINGS)
+
+
+def test_long_texts_in_windows(ask: Ask, service: Service) -> None:
+    text = "word " * 40
+    whole = ask(service.url, "classify", text, settings=SETTINGS, adapter="short", long_text="windows")
+    cut = ask(service.url, "classify", text, settings=SETTINGS, adapter="short")
+    assert whole.windows > 1 and not whole.truncated and cut.windows == 1 and cut.truncated
+    assert whole.tokens > cut.tokens
 
 
 def test_a_deadline_of_the_services_own(ask: Ask, service: Service) -> None:

@@ -149,10 +149,11 @@ def _make(root: Path, data: Path | None) -> Made:
     return Made(root, registry, texts, asked)
 
 
-def _service(made: Made, name: str, *, noop: bool = False) -> AbstractContextManager[Server]:
-    """Our service with its own defaults."""
+def _service(made: Made, name: str, *, noop: bool = False, workers: int = 1) -> AbstractContextManager[Server]:
+    """Our service, with its own defaults but for the number of workers."""
     module = "benchmarks.noop" if noop else "service"
     environment = _PATH | {"TONEARM_ADAPTERS_DIR": str(made.registry), "TONEARM_DEFAULT_ADAPTER": "a00"}
+    environment |= {"TONEARM_WORKERS_PER_DEVICE": f"{workers}"}
     command = ["env", "TONEARM_PORT={port}", sys.executable, "-m", module]
     return running(command, made.root / name, ready="/readyz", environment=environment)
 
@@ -223,22 +224,31 @@ def _throughput(made: Made, generator: Generator, options: Options) -> dict[str,
     requests = made.requests()
     threads = engine_threads()
     batches = sorted({32, options.turns.connections, Settings.model_fields["max_batch_texts"].default})
-    rates: dict[str, list[float]] = {f"engine, {threads} thread(s)": [], "service": []}
+    rates: dict[str, list[float]] = {f"engine, {threads} thread(s)": [], "service": [], "service, 2 workers": []}
     by_batch: dict[int, list[float]] = {batch: [] for batch in batches}
-    sent: list[Sent] = []
-    with RawEngine(made.registry) as engine, _service(made, "throughput") as server:
+    sent: dict[str, list[Sent]] = {"service": [], "service, 2 workers": []}
+    with ExitStack() as stack:
+        engine = stack.enter_context(RawEngine(made.registry))
+        servers = {"service": stack.enter_context(_service(made, "throughput"))}
+        with servers["service"].asleep():
+            servers["service, 2 workers"] = stack.enter_context(_service(made, "throughput-2", workers=2))
         for _ in range(options.turns.rounds):
-            with server.asleep():
+            with servers["service"].asleep(), servers["service, 2 workers"].asleep():
                 part_s = options.turns.seconds / len(batches)
                 for batch in batches:
                     by_batch[batch].append(engine.texts_per_s(made.asked, batch=batch, threads=threads, seconds=part_s))
-            warm(generator, server, requests)
-            sent.append(closed_loop(generator, server, requests, options.turns))
-            rates["service"].append(sent[-1].rate_per_s())
+            for name, server in servers.items():
+                with ExitStack() as others:
+                    for other in servers.values():
+                        if other is not server:
+                            others.enter_context(other.asleep())
+                    warm(generator, server, requests)
+                    sent[name].append(closed_loop(generator, server, requests, options.turns))
+                rates[name].append(sent[name][-1].rate_per_s())
     # The engine's best batch size over all rounds, in every round: the service does not choose what comes at once.
     best = max(batches, key=lambda batch: statistics.median(by_batch[batch]))
     rates[f"engine, {threads} thread(s)"] = by_batch[best]
-    found = rates_of(rates, {"service": sent})
+    found = rates_of(rates, sent)
     print_rates(f"throughput: {_NAMES} adapters, short texts, engine in batches of {best}", found)
     return {"engine_by_batch_per_s": by_batch, "sides": found, "mark": "service / engine >= 0.85, same threads"}
 

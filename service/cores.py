@@ -22,11 +22,14 @@ def usable_cores(quota: Path = _QUOTA) -> int:
     return max(1, min(cores, math.ceil(int(allowed_us) / int(period_us))))
 
 
-def engine_threads(cores: int | None = None) -> int:
+def engine_threads(workers: int = 1, cores: int | None = None) -> int:
     """Threads of a forward pass, where none are set.
 
     One core is left to the API process: a pass waits for its slowest thread, and one that has to share its core makes
-    all of them wait. Of two cores that would be half the machine, which is more than the waiting costs.
+    all of them wait. Of two cores that would be half the machine, which is more than the waiting costs. Several workers
+    divide the cores, and none waits for another.
     """
     usable = cores or usable_cores()
+    if workers > 1:
+        return max(1, usable // workers)
     return usable if usable <= 2 else usable - 1

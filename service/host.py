@@ -134,7 +134,7 @@ def _build_worker(worker_id: int, device: str, settings: Settings, run_directory
     if device.startswith("cuda") and settings.device == "auto" and not torch.cuda.is_available():
         log.warning("cuda_unusable", device=device, instead="cpu")
         device = "cpu"
-    torch.set_num_threads(settings.cpu_threads or engine_threads())
+    torch.set_num_threads(settings.cpu_threads or engine_threads(settings.workers_per_device))
     engine = Engine(
         base,
         capacity=settings.max_resident_adapters,
@@ -159,6 +159,7 @@ class TonearmServer(LitServer):  # type: ignore[misc]
             healthcheck_path=_LITSERVE_ROUTES[1],
             info_path=_LITSERVE_ROUTES[2],
             restart_workers=True,
+            workers_per_device=settings.workers_per_device,
         )
         self.settings = settings
         self.run_directory = run_directory
@@ -177,7 +178,7 @@ class TonearmServer(LitServer):  # type: ignore[misc]
 
     @property
     def worker_ids(self) -> range:
-        return range(len(self.devices))
+        return range(len(self.devices) * self.settings.workers_per_device)
 
     def _take_out_routes(self) -> None:
         """LitServe's own pages: not problem-shaped, not ours to promise, and `/` is wanted."""

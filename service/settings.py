@@ -58,6 +58,10 @@ class Settings(BaseSettings):
         description="Threads of a forward pass on the CPU; 0: one less than there are cores, or both of two.",
     )
 
+    workers_per_device: int = Field(
+        1, ge=1, le=64, description="Inference processes a device: more throughput on a CPU, for as much more memory."
+    )
+
     adapters_dir: Path = Field(SHIPPED, description="The registry: <name>/<version>/ directories.")
     default_adapter: Annotated[str, BeforeValidator(_reference)] = Field(
         "base", description="Answers where neither X-Adapter nor an experiment chooses."

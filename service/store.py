@@ -89,8 +89,8 @@ _FACTS = sa.Table(
 
 
 def _sqlite_insert(table: sa.Table) -> sa.TextClause:
-    """All rows in one step of SQLite's: row by row, this thread would ask a busy event loop for Python's lock each time,
-    and a batch of a hundred rows would take most of a second."""
+    """All rows in one step of SQLite's: row by row, this thread would have to get Python's lock from a busy event loop
+    each time, and a batch of a hundred rows would take most of a second."""
     names = [column.name for column in table.columns]
     values = ", ".join(f"json_extract(value, '$.{name}')" for name in names)
     insert = f"INSERT INTO {table.name} ({', '.join(names)}) SELECT {values} FROM json_each(:rows)"

@@ -14,7 +14,7 @@ from adapters.reference import AdapterId
 from adapters.store import Registry
 from adapters.verify import LoraPair
 from engine.engine import Engine
-from engine.rows import Answer, Row
+from engine.rows import Answer, BatchStats, Outcome, Row
 from tests.factory import TEXTS, AdapterShape, peft_logits, peft_model, save_adapter
 
 SHAPES = {
@@ -103,7 +103,29 @@ def test_half_a_surrogate_pair_touches_no_other_row(engine: Engine) -> None:
 
 
 def test_nothing_to_do(engine: Engine) -> None:
-    assert engine.classify([])[0] == []
+    told: list[list[tuple[int, Outcome]]] = []
+    assert engine.classify([], lambda found, _: told.append(found))[0] == []
+    assert told == [[]]
+
+
+def test_short_rows_are_reported_before_long_ones(engine: Engine) -> None:
+    """Each row once, and what is reported is what is returned; a row in windows when its last one is there."""
+    qv, left = AdapterId("qv", 1), AdapterId("left", 1)
+    rows = [Row("word " * 100, qv)] * 8 + [Row("fine", qv)] * 8 + [Row("fine", AdapterId("nobody", 1))]
+    rows.append(Row("word " * 40, left, "windows"))
+    told: list[list[tuple[int, Outcome]]] = []
+    seen: list[BatchStats] = []
+
+    def report(found: list[tuple[int, Outcome]], stats: BatchStats) -> None:
+        told.append(found)
+        seen.append(stats)
+
+    outcomes, stats = engine.classify(rows, report)
+    reported = [at for found in told for at, _ in found]
+    assert sorted(reported) == list(range(len(rows))) and len(told) > 1
+    assert set(range(8, 17)) <= {at for at, _ in told[0]} and set(range(8)) <= {at for at, _ in told[-1]}
+    assert dict(pair for found in told for pair in found) == dict(enumerate(outcomes))
+    assert seen[-1] == stats and [each.micro_batches for each in seen] == list(range(1, stats.micro_batches + 1))
 
 
 def test_least_recently_used_makes_room(base: BaseModelFiles, registry: Registry, tmp_path: Path) -> None:

@@ -54,11 +54,14 @@ class Service:
         headers = {} if adapter is None else {"X-Adapter": adapter}
         return self.client.post("/classify", json={"text": text, **body}, headers=headers)
 
+    def workers(self) -> list[psutil.Process]:
+        """The inference workers' processes."""
+        return [child for child in self.processes() if "spawn_main" in " ".join(child.cmdline())]
+
     def worker(self) -> psutil.Process:
         """The inference worker's process."""
-        found = [child for child in self.processes() if "spawn_main" in " ".join(child.cmdline())]
-        assert len(found) == 1, found
-        return found[0]
+        (found,) = self.workers()
+        return found
 
     def processes(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)

@@ -74,4 +74,5 @@ def test_other_addresses_than_loopback_need_keys(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_core_is_left_to_the_api_process_where_there_are_several() -> None:
-    assert [engine_threads(cores) for cores in (1, 2, 3, 8)] == [1, 2, 2, 7]
+    assert [engine_threads(1, cores) for cores in (1, 2, 3, 8)] == [1, 2, 2, 7]
+    assert [engine_threads(4, cores) for cores in (1, 2, 4, 9)] == [1, 1, 1, 2]

@@ -47,10 +47,10 @@ class Conductor:
         try:
             standings = read_standings(self._store, experiments)
             for experiment in experiments:
-                standing = standings[experiment.name]
+                standing = standings[experiment.key]
                 decision = self._due(experiment, standing)
                 if decision is not None and self._take(experiment, decision):
-                    standings[experiment.name] = Standing((*standing.decisions, decision))
+                    standings[experiment.key] = Standing((*standing.decisions, decision))
         except StoreUnavailable:
             return  # the store has said so
         if standings != self._experiments.standings:
@@ -68,7 +68,7 @@ class Conductor:
             OSError: the registry cannot be written; nothing was decided.
         """
         while True:
-            standing = read_standings(self._store, [experiment])[experiment.name]
+            standing = read_standings(self._store, [experiment])[experiment.key]
             if standing.last is not None and standing.last.kind in ENDS:
                 return standing
             weights = weighted(experiment, standing).weights
@@ -79,7 +79,7 @@ class Conductor:
             decision = standing.next(kind, weights, reason)
             if self._take(experiment, decision):
                 standing = Standing((*standing.decisions, decision))
-                self._experiments.standings = {**self._experiments.standings, experiment.name: standing}
+                self._experiments.standings = {**self._experiments.standings, experiment.key: standing}
                 return standing
 
     def analysis(self, experiment: Experiment) -> Analysis:
@@ -87,8 +87,7 @@ class Conductor:
         Raises:
             StoreUnavailable: the database does not answer.
         """
-        standing = self._experiments.standings.get(experiment.name, Standing())
-        return analyse(arms(self._store, experiment, standing.changes_s))
+        return analyse(arms(self._store, experiment, self._experiments.standing(experiment).changes_s))
 
     def _due(self, experiment: Experiment, standing: Standing) -> Decision | None:
         now = weighted(experiment, standing)
@@ -104,7 +103,7 @@ class Conductor:
 
     def _promote(self, experiment: Experiment, standing: Standing) -> Decision | None:
         assert experiment.promotion is not None and standing.last is not None
-        key, now_s = (experiment.name, experiment.salt), time.monotonic()
+        key, now_s = experiment.key, time.monotonic()
         if now_s < self._judge_due_s.get(key, 0.0):
             return None
         self._judge_due_s[key] = now_s + _JUDGE_EVERY_S

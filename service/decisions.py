@@ -64,8 +64,12 @@ class Standing:
         return Decision(len(self.decisions) + 1, time.time(), kind, weights, reason)
 
 
-def read_standings(store: Store, experiments: Sequence[Experiment]) -> dict[str, Standing]:
-    """How experiments stand, by name.
+Standings = dict[tuple[str, str], Standing]
+"""By name and salt of the experiment: another salt begins it anew."""
+
+
+def read_standings(store: Store, experiments: Sequence[Experiment]) -> Standings:
+    """How experiments stand.
 
     Raises:
         StoreUnavailable: the database does not answer.
@@ -83,7 +87,7 @@ def read_standings(store: Store, experiments: Sequence[Experiment]) -> dict[str,
     by_key: dict[tuple[str, str], list[Decision]] = {}
     for name, salt, number, at_s, kind, weights, reason in rows:
         by_key.setdefault((name, salt), []).append(Decision(number, at_s, kind, json.loads(weights), reason))
-    return {each.name: Standing(tuple(by_key.get((each.name, each.salt), ()))) for each in experiments}
+    return {each.key: Standing(tuple(by_key.get(each.key, ()))) for each in experiments}
 
 
 def record(store: Store, experiment: Experiment, decision: Decision) -> bool:

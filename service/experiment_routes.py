@@ -138,7 +138,7 @@ def _end(service: Service, experiment: Experiment, arm: Arm | None, alias: str |
 
 
 def _standing(service: Service, experiment: Experiment) -> Standing:
-    return service.experiments.standings.get(experiment.name, Standing())
+    return service.experiments.standing(experiment)
 
 
 def _csv(first: list[dict[str, Any]], parts: Iterator[list[dict[str, Any]]]) -> Iterator[str]:

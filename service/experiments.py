@@ -4,7 +4,6 @@ What is in force is the file, with what was decided since (`decisions.py`): a pr
 """
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from adapters.errors import AdapterError, SettingsError, UnknownExperiment
 from adapters.manifest import MANIFEST, digest_files, read_manifest
 from adapters.store import Registry
 from service import metrics
-from service.decisions import Standing
+from service.decisions import Standing, Standings
 from service.routing import Experiment, layers_overlap, repeated
 
 LOOK_EVERY_S = 1.0
@@ -33,7 +32,7 @@ class Experiments:
 
     Attributes:
         current: the last good ones, as the file has them.
-        standings: what was decided about them, by name.
+        standings: what was decided about them.
         error: what is wrong with the file as it is now, or None.
     """
 
@@ -47,8 +46,8 @@ class Experiments:
         self._look_due_s = 0.0
         self._stamp: Stamp | None = None
         self.current: tuple[Experiment, ...] = ()
-        self.standings: Mapping[str, Standing] = {}
-        self._in_force: tuple[tuple[Experiment, ...], Mapping[str, Standing], tuple[Experiment, ...]] = ((), {}, ())
+        self.standings: Standings = {}
+        self._in_force: tuple[tuple[Experiment, ...], Standings, tuple[Experiment, ...]] = ((), {}, ())
         self.error: str | None = None
         if path is not None:
             self._stamp = self._stamp_now()
@@ -83,10 +82,14 @@ class Experiments:
         """Those that take requests, with the weights that were decided last."""
         current, standings = self.current, self.standings
         if self._in_force[0] is not current or self._in_force[1] is not standings:
-            found = [weighted(each, standings.get(each.name, Standing())) for each in current]
-            running = [each for each in found if not standings.get(each.name, Standing()).stopped]
+            found = [weighted(each, self.standing(each)) for each in current]
+            running = [each for each in found if not self.standing(each).stopped]
             self._in_force = current, standings, tuple(running)
         return self._in_force[2]
+
+    def standing(self, experiment: Experiment) -> Standing:
+        """What was decided about it; nothing, as long as its salt is new."""
+        return self.standings.get(experiment.key, Standing())
 
     def named(self, name: str) -> Experiment:
         """One of the file's, stopped or not, with the weights that were decided last.
@@ -96,7 +99,7 @@ class Experiments:
         """
         for experiment in self.current:
             if experiment.name == name:
-                return weighted(experiment, self.standings.get(name, Standing()))
+                return weighted(experiment, self.standing(experiment))
         known = ", ".join(experiment.name for experiment in self.current) or "none"
         raise UnknownExperiment(f"no experiment {name!r} is in the file; there: {known}")
 

@@ -159,6 +159,11 @@ class Experiment(_Part):
         return self
 
     @property
+    def key(self) -> tuple[str, str]:
+        """What its results and decisions belong to."""
+        return self.name, self.salt
+
+    @property
     def total_weight(self) -> float:
         return sum(arm.weight for arm in self.arms)
 

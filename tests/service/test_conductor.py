@@ -44,7 +44,7 @@ class Replica:
 
     @property
     def decisions(self) -> list[tuple[str, float]]:
-        standing = self.experiments.standings["movies-2026-12"]
+        standing = self.experiments.standing(self.experiments.current[0])
         arm = self.experiments.current[0].arms[1].name
         return [(decision.kind, round(decision.weights[arm], 6)) for decision in standing.decisions]
 
@@ -135,7 +135,7 @@ def test_a_good_candidate_is_promoted_step_by_step(filled: Registry, store: Stor
     assert first.decisions == [("started", 0.1), ("stepped", 0.5), ("stepped", 1.0), ("promoted", 1.0)]
     assert second.decisions == first.decisions
     assert filled.aliases("movies") == {"production": 1}
-    assert all(decision.reason for decision in first.experiments.standings["movies-2026-12"].decisions)
+    assert all(decision.reason for decision in first.experiments.standings["movies-2026-12", "v1"].decisions)
     assert "movies-2026-12" not in first.conductor.waiting
 
 
@@ -148,7 +148,7 @@ def test_a_worse_candidate_never_gets_all(filled: Registry, store: Store, tmp_pa
         replica.traffic(400, accuracy=0.6)
         replica.look()
     assert replica.decisions[-1] == ("taken-back", 0.0) and ("stepped", 1.0) not in replica.decisions
-    standing = replica.experiments.standings["movies-2026-12"]
+    standing = replica.experiments.standings["movies-2026-12", "v1"]
     assert standing.last is not None and standing.last.reason.startswith("accuracy: -")
 
 
@@ -160,7 +160,7 @@ def test_harm_takes_the_candidate_back(filled: Registry, store: Store, tmp_path:
     replica.traffic(600, error="WorkerLost")
     replica.look()
     assert replica.decisions == [("started", 0.1), ("taken-back", 0.0)]
-    standing = replica.experiments.standings["movies-2026-12"]
+    standing = replica.experiments.standings["movies-2026-12", "v1"]
     assert "error rate: " in standing.decisions[-1].reason
     assert replica.experiments.in_force[0].weights == {"control": 1.0, "candidate": 0.0}
     replica.look()

@@ -95,10 +95,14 @@ def test_what_was_decided_is_in_force(filled: Registry, tmp_path: Path) -> None:
     experiments = Experiments(path, filled)
     assert experiments.in_force[0].weights == {"control": 0.5, "treatment": 0.5}
     given = Standing((Decision(1, 0.0, "stepped", {"control": 0.9, "treatment": 0.1}, ""),))
-    experiments.standings = {"movies-2026-12": given}
+    experiments.standings = {("movies-2026-12", "v1"): given}
     assert experiments.in_force[0].weights == {"control": 0.9, "treatment": 0.1}
     stopped = given.next("stopped", {"control": 0.9, "treatment": 0.1}, "enough")
-    experiments.standings = {"movies-2026-12": Standing((*given.decisions, stopped))}
+    experiments.standings = {("movies-2026-12", "v1"): Standing((*given.decisions, stopped))}
     assert experiments.in_force == () and experiments.named("movies-2026-12").weights["treatment"] == 0.1
+    path.write_text(EXPERIMENTS.replace("salt: v1", "salt: v2"))
+    time.sleep(LOOK_EVERY_S)
+    experiments.refresh()
+    assert experiments.in_force[0].weights == {"control": 0.5, "treatment": 0.5}  # anew, though nothing was decided yet
     with pytest.raises(UnknownExperiment, match="there: movies-2026-12"):
         experiments.named("other")

@@ -168,17 +168,17 @@ def test_pairs_of_answers_and_shadows(store: Store) -> None:
 
 
 def test_decisions_are_numbered_and_the_first_to_write_one_wins(store: Store, url: str) -> None:
-    assert read_standings(store, [FILMS]) == {"films": Standing()}
+    assert read_standings(store, [FILMS]) == {("films", ""): Standing()}
     first = Standing().next("started", {"control": 0.5, "treatment": 0.5}, "it is in the file")
     assert record(store, FILMS, first) is True
     assert record(store, FILMS, first._replace(reason="another replica's")) is False
-    standing = read_standings(store, [FILMS])["films"]
+    standing = read_standings(store, [FILMS])["films", ""]
     assert standing.decisions == (first,) and not standing.ended
     assert record(store, FILMS, standing.next("stopped", first.weights, "enough")) is True
-    stopped = read_standings(store, [FILMS])["films"]
+    stopped = read_standings(store, [FILMS])["films", ""]
     assert stopped.stopped and stopped.ended and stopped.changes_s == [first.at_s]
     anew = FILMS.model_copy(update={"salt": "another"})
-    assert read_standings(store, [anew]) == {"films": Standing()}
+    assert read_standings(store, [anew]) == {("films", "another"): Standing()}
 
 
 def test_the_export_has_every_answer(store: Store) -> None:

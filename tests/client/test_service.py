@@ -94,7 +94,8 @@ def test_feedback_is_counted_once(ask: Ask, service: Service) -> None:
     name = "movies-2026-12"
     answer = ask(service.url, "classify", TEXTS[0], settings=SETTINGS, unit_id=f"client-{ask.__name__}")
     before = {arm.name: arm.labelled for arm in ask(service.url, "experiment", name, settings=SETTINGS).arms}
-    for label in ("negative", "negative", "positive"):
+    wrong = "negative" if answer.label == "positive" else "positive"
+    for label in (wrong, wrong, answer.label):
         assert ask(service.url, "feedback", answer.request_id, label, settings=SETTINGS) is None
     found = ask(service.url, "experiment", name, settings=SETTINGS)
     after = {arm.name: arm.labelled for arm in found.arms}
@@ -102,7 +103,7 @@ def test_feedback_is_counted_once(ask: Ask, service: Service) -> None:
     assert found.state == "running" and found.decisions[0].kind == "started"
     exported = ask(service.url, "export_experiment", name, "jsonl", settings=SETTINGS)
     mine = next(line for line in exported.splitlines() if answer.request_id in line)
-    assert json.loads(mine)["feedback"] == "positive"
+    assert json.loads(mine)["feedback"] == answer.label
     with pytest.raises(NotFound, match="no text 7 was answered"):
         ask(service.url, "feedback", answer.request_id, "positive", settings=SETTINGS, text=7)
 

@@ -6,7 +6,6 @@ should find; that truth is asked of both adapters outright, and says how many la
 
 import asyncio
 import json
-import math
 import random
 import statistics
 import sys
@@ -24,7 +23,7 @@ from adapters.store import SHIPPED
 from benchmarks.measure import console, write
 from benchmarks.running import running
 from client import AsyncClient, Classification, ExperimentResult
-from service.analysis import half_width, required_units
+from service.analysis import required_units, required_units_anytime
 
 _AT_ONCE = 16
 _ARMS = ("base", "movies")
@@ -197,11 +196,11 @@ def _theory(control: float, treatment: float) -> dict[str, int]:
     `fixed`: for one look settled before, at 80 % power. `anytime`: where the confidence sequence around the true
     difference leaves zero out, which half of all experiments reach sooner.
     """
-    spread = control * (1 - control) + treatment * (1 - treatment)
-    an_arm = 30
-    while half_width(math.sqrt(spread / an_arm), 2 * an_arm) > abs(treatment - control) and an_arm < 10**7:
-        an_arm += 10
-    return {"fixed": 2 * required_units(control, treatment - control), "anytime": 2 * an_arm}
+    difference = treatment - control
+    return {
+        "fixed": 2 * required_units(control, difference),
+        "anytime": 2 * required_units_anytime(control, difference, power=0.5),
+    }
 
 
 def _print_growth(replay: Replay) -> None:

@@ -165,6 +165,7 @@ class ArmResult(Arm):
     units: int
     errors: int
     labelled: int
+    labelled_units: int
     coverage: float
     accuracy: float | None
     accuracy_interval: Bounds | None

@@ -87,6 +87,7 @@ class ArmSummary:
     units: int
     errors: int
     labelled: int
+    labelled_units: int
     coverage: float
     accuracy: float | None
     accuracy_interval: "Interval | None"
@@ -235,6 +236,31 @@ def required_units(accuracy: float, difference: float, *, power: float = 0.8, al
     return math.ceil((spread / difference) ** 2)
 
 
+def required_units_anytime(accuracy: float, difference: float, *, power: float = 0.8, alpha: float = ALPHA) -> int:
+    """As `required_units`, for a verdict by the confidence sequence: at this look or a sooner one, with this chance.
+
+    Raises:
+        ValueError: as of `required_units`.
+    """
+    at_least = required_units(accuracy, difference, power=power, alpha=alpha)  # checks, too
+    from scipy.stats import norm
+
+    other, z_power = accuracy + difference, float(norm.ppf(power))
+    spread = math.sqrt(accuracy * (1 - accuracy) + other * (1 - other))
+
+    def enough(units: int) -> bool:
+        error = spread / math.sqrt(units)
+        return half_width(error, 2 * units, alpha=alpha) + z_power * error <= abs(difference)
+
+    low, high = 1, max(_FEWEST_UNITS, at_least)
+    while not enough(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return max(high, _FEWEST_UNITS)
+
+
 def sample_ratio_p(arms: Sequence[ArmData]) -> float | None:
     """Chance of a split at least as far from the weights, were they obeyed."""
     counted = [arm for arm in arms if arm.weight > 0]
@@ -359,6 +385,7 @@ def _summary(arm: ArmData) -> ArmSummary:
         units=arm.units,
         errors=arm.errors,
         labelled=labelled,
+        labelled_units=len({unit.unit for unit in arm.sums}),
         coverage=labelled / arm.texts if arm.texts else 0.0,
         accuracy=accuracy,
         accuracy_interval=interval,

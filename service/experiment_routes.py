@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
 from service import results
-from service.analysis import compare_pairs
+from service.analysis import compare_pairs, required_units, required_units_anytime
 from service.asking import XRequestId
 from service.conductor import arm_named
 from service.decisions import Standing
@@ -22,10 +22,12 @@ from service.schemas import (
     EXPERIMENT_EXAMPLES,
     EXPERIMENTS_EXAMPLES,
     EXPORT_EXAMPLES,
+    PLAN_EXAMPLES,
     EndBody,
     ExperimentEntry,
     ExperimentList,
     ExperimentResult,
+    PlanAnswer,
     PromoteBody,
     Standings,
     answers,
@@ -101,6 +103,40 @@ def export(
         content(first, parts),
         media_type=media_type,
         headers={"Content-Disposition": f'attachment; filename="{name}.{form}"'},
+    )
+
+
+@router.get(
+    "/{name}/plan",
+    responses=answers(PLAN_EXAMPLES) | problem_answers(401, 404, 422, 500, 503),
+    summary="Feedback that a difference takes",
+)
+def plan(
+    request: Request,
+    name: Name,
+    difference: Annotated[float, Query(gt=-1, lt=1, description="Smallest one that is to be seen, e.g. 0.02.")],
+    power: Annotated[float, Query(ge=0.5, le=0.999, description="Chance of seeing it.")] = 0.8,
+    accuracy: Annotated[float | None, Query(gt=0, lt=1, description="Of the first arm; as seen if left out.")] = None,
+) -> PlanAnswer:
+    """Labelled units an arm, of two equal ones, and how many the arms have."""
+    service: Service = request.app.state.service
+    found = service.experiments.named(name)
+    seen = service.conductor.analysis(found).arms
+    expected = accuracy if accuracy is not None else seen[0].accuracy
+    if expected is None:
+        raise HTTPException(422, f"query.accuracy: expected, as arm {seen[0].name} has no feedback yet to take it from")
+    try:
+        fixed = required_units(expected, difference, power=power)
+        anytime = required_units_anytime(expected, difference, power=power)
+    except ValueError as error:
+        raise HTTPException(422, f"query.difference: {error}") from None
+    return PlanAnswer(
+        accuracy=expected,
+        difference=difference,
+        power=power,
+        fixed=fixed,
+        anytime=anytime,
+        labelled_units={arm.name: arm.labelled_units for arm in seen},
     )
 
 

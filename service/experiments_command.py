@@ -99,17 +99,24 @@ def plan(
     accuracy: Annotated[float, typer.Option(help="Of the first arm, as you expect it, 0 to 1.")],
     difference: Annotated[float, typer.Option(help="Smallest one that you want to see, e.g. 0.02.")],
     power: Annotated[float, typer.Option(min=0.5, max=0.999, help="Chance of seeing it.")] = 0.8,
+    form: Form = "table",
 ) -> None:
-    """Labelled units that each of two equal arms needs."""
-    from service.analysis import half_width, required_units
+    """Labelled units that each of two equal arms needs. Asks no service; one's own is `GET /experiments/{name}/plan`."""
+    from service.analysis import required_units, required_units_anytime
 
     try:
         fixed = required_units(accuracy, difference, power=power)
+        anytime = required_units_anytime(accuracy, difference, power=power)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    console.print(f"[bold]{fixed:,}[/] labelled units an arm, for one look that is settled before")
-    wider = half_width(1.0, 2 * fixed) / 1.96
-    console.print(f"about [bold]{int(fixed * wider**2):,}[/] for a verdict that holds at every look (an estimate)")
+    line = {"accuracy": accuracy, "difference": difference, "power": power, "fixed": fixed, "anytime": anytime}
+    if form == "json":
+        _print_json(line)
+    elif form == "csv":
+        _print_csv([line])
+    else:
+        console.print(f"[bold]{fixed:,}[/] labelled units an arm, for one look that is settled before")
+        console.print(f"[bold]{anytime:,}[/] for a verdict that holds at every look")
 
 
 @app.command()

@@ -226,6 +226,7 @@ class ArmResult(ArmEntry):
     units: int = Field(description="By how many units.")
     errors: int = Field(description="Texts that ended in an error of the service's own.")
     labelled: int = Field(description="Of the texts, those with feedback.")
+    labelled_units: int = Field(description="Whose texts those are.")
     coverage: float = Field(description="The same as a share.")
     accuracy: float | None
     accuracy_interval: Bounds | None = Field(description="95 %, at all looks at once.")
@@ -294,6 +295,17 @@ class ExperimentResult(ExperimentEntry):
             decisions=[DecisionEntry.of(decision) for decision in standing.decisions],
             waiting=waiting,
         )
+
+
+class PlanAnswer(BaseModel):
+    """Labelled units that each of two equal arms needs for a difference to be seen."""
+
+    accuracy: float = Field(description="Of the first arm.")
+    difference: float
+    power: float
+    fixed: int = Field(description="For one look settled before.")
+    anytime: int = Field(description="For a verdict that holds at every look.")
+    labelled_units: dict[str, int] = Field(description="What each arm has.")
 
 
 class EndBody(BaseModel):
@@ -495,11 +507,27 @@ EXPERIMENT_EXAMPLES = {
     | {
         "arms": [
             _ARMS[0]
-            | {"texts": 6100, "units": 3050, "errors": 0, "labelled": 3000, "coverage": 0.49, "accuracy": 0.76}
+            | {
+                "texts": 6100,
+                "units": 3050,
+                "errors": 0,
+                "labelled": 3000,
+                "labelled_units": 1510,
+                "coverage": 0.49,
+                "accuracy": 0.76,
+            }
             | {"accuracy_interval": {"low": 0.74, "high": 0.78}, "macro_f1": 0.76, "calibration_error": 0.05}
             | {"p50_ms": 14.2, "p99_ms": 31.0},
             _ARMS[1]
-            | {"texts": 6020, "units": 3010, "errors": 0, "labelled": 2990, "coverage": 0.5, "accuracy": 0.88}
+            | {
+                "texts": 6020,
+                "units": 3010,
+                "errors": 0,
+                "labelled": 2990,
+                "labelled_units": 1498,
+                "coverage": 0.5,
+                "accuracy": 0.88,
+            }
             | {"accuracy_interval": {"low": 0.86, "high": 0.9}, "macro_f1": 0.88, "calibration_error": 0.03}
             | {"p50_ms": 14.6, "p99_ms": 31.5},
         ],
@@ -533,6 +561,16 @@ DECIDED_EXAMPLES = {
                 "reason": "better by 0.12",
             },
         ],
+    }
+}
+PLAN_EXAMPLES = {
+    "an-experiment-under-way": {
+        "accuracy": 0.85,
+        "difference": 0.03,
+        "power": 0.8,
+        "fixed": 2036,
+        "anytime": 3961,
+        "labelled_units": {"control": 512, "treatment": 498},
     }
 }
 EXPORT_EXAMPLES = {

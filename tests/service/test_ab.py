@@ -126,6 +126,18 @@ def test_the_export(ab: Service) -> None:
     assert ab.client.get("/experiments/nobody/export").status_code == 404
 
 
+def test_the_plan(ab: Service) -> None:
+    asked = ab.client.get("/experiments/fifth/plan", params={"difference": 0.03, "accuracy": 0.85}).json()
+    assert (asked["fixed"], asked["power"], set(asked["labelled_units"])) == (2036, 0.8, {"control", "treatment"})
+    assert asked["anytime"] > asked["fixed"]
+    nothing = ab.client.get("/experiments/fifth/plan", params={"difference": 0.03})
+    assert nothing.status_code == 422 and "no feedback yet" in nothing.json()["detail"]
+    too_far = ab.client.get("/experiments/fifth/plan", params={"difference": 0.3, "accuracy": 0.85})
+    assert too_far.status_code == 422 and "between 0 and 1" in too_far.json()["detail"]
+    printed = json.loads(shell(ab, "list", "--format", "json").output)
+    assert [each["name"] for each in printed["experiments"]] == ["german", "fifth", "watched"]
+
+
 def test_ends(ab: Service) -> None:
     assert "administrator" in shell(ab, "stop", "german", "--reason", "x").output
     assert shell(ab, "promote", "german", "--reason", "x", "--arm", "other", key=ADMIN_KEY).exit_code == 1

@@ -17,6 +17,7 @@ from service.analysis import (
     exceeds,
     half_width,
     required_units,
+    required_units_anytime,
     sample_ratio_p,
 )
 
@@ -147,6 +148,25 @@ def test_required_units_are_statsmodels() -> None:
     for accuracy, difference in ((0.0, 0.1), (0.95, 0.1), (0.5, 0.0)):
         with pytest.raises(ValueError, match="between 0 and 1"):
             required_units(accuracy, difference)
+
+
+def test_the_planned_units_are_enough_and_not_too_many() -> None:
+    """1,000 experiments of the planned size, looked at after every 100 units: as many see the difference as promised."""
+    draw = np.random.default_rng(9)
+    planned = required_units_anytime(0.80, 0.06, power=0.8)
+    assert planned > required_units(0.80, 0.06, power=0.8)
+    seen, right, n = np.zeros(1000, bool), np.zeros((2, 1000)), 0
+    while n < planned:
+        step = min(100, planned - n)
+        n += step
+        right += draw.binomial(step, np.array([[0.80], [0.86]]), (2, 1000))
+        accuracy = right / n
+        error = np.sqrt((accuracy * (1 - accuracy) / (n - 1)).sum(0))
+        seen |= accuracy[1] - accuracy[0] > half_width(1.0, 2 * n) * error
+    print(f"of experiments with the planned {planned} units an arm, {seen.mean():.1%} see the difference")
+    assert 0.78 <= seen.mean() <= 0.88
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        required_units_anytime(0.5, 0.0)
 
 
 def test_changed_weights_do_not_confound_the_arms() -> None:

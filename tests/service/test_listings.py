@@ -63,6 +63,7 @@ def test_probes_metrics_and_documents(service: Service) -> None:
         "/experiments",
         "/experiments/{name}",
         "/experiments/{name}/export",
+        "/experiments/{name}/plan",
         "/experiments/{name}/stop",
         "/experiments/{name}/promote",
         "/livez",

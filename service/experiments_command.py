@@ -101,7 +101,7 @@ def plan(
     power: Annotated[float, typer.Option(min=0.5, max=0.999, help="Chance of seeing it.")] = 0.8,
     form: Form = "table",
 ) -> None:
-    """Labelled units that each of two equal arms needs. Asks no service; one's own is `GET /experiments/{name}/plan`."""
+    """Labelled units that each of two equal arms needs. Asks no service; `GET /experiments/{name}/plan` does."""
     from service.analysis import required_units, required_units_anytime
 
     try:

@@ -569,7 +569,7 @@ PLAN_EXAMPLES = {
         "difference": 0.03,
         "power": 0.8,
         "fixed": 2036,
-        "anytime": 3961,
+        "anytime": 3916,
         "labelled_units": {"control": 512, "treatment": 498},
     }
 }

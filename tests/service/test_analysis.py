@@ -151,7 +151,7 @@ def test_required_units_are_statsmodels() -> None:
 
 
 def test_the_planned_units_are_enough_and_not_too_many() -> None:
-    """1,000 experiments of the planned size, looked at after every 100 units: as many see the difference as promised."""
+    """1,000 experiments of the planned size, looked at after every 100 units: so many see it as promised."""
     draw = np.random.default_rng(9)
     planned = required_units_anytime(0.80, 0.06, power=0.8)
     assert planned > required_units(0.80, 0.06, power=0.8)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from training.checks import finding_sentences
 from training.outcome import Outcome
 from training.report import (
     chance,
@@ -57,7 +58,7 @@ score {chance:.3f}. *Base* is the untrained base, with the head it has before tr
 
 `{dataset}`: {train_n:,} training and {n:,} validation texts.{source}{licence} Of the training texts, {truncated:.1%}
 were longer than {max_tokens} tokens and lost the {lost_side} of the text. SHA-256 of the training rows:
-`{sha256}`.
+`{sha256}`.{findings}
 
 ## Limits
 
@@ -130,6 +131,7 @@ def write_card(directory: Path, outcome: Outcome) -> None:
         max_tokens=recipe.max_tokens,
         lost_side="beginning" if recipe.truncation_side == "left" else "end",
         sha256=outcome.dataset.sha256,
+        findings="".join(f" {text}." for text in finding_sentences(outcome.dataset.findings, examples=False)),
         golden_n=len(outcome.golden),
         golden_from="" if recipe.example_texts else " taken from the validation split,",
         curl=(

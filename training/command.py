@@ -1,5 +1,6 @@
 """`tonearm train`: the command line of training."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,9 @@ from adapters.store import SHIPPED
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file; see training/recipes/.", metavar="RECIPE")],
+    recipe: Annotated[
+        Path | None, typer.Argument(help="The recipe, a YAML file; see training/recipes/.", metavar="RECIPE")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -23,6 +26,7 @@ def train(
     output: Annotated[
         Path, typer.Option(help="Directory of runs; each gets its own directory there.", metavar="DIR")
     ] = Path("runs"),
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a recipe, for editors.")] = False,
 ) -> None:
     """Train an adapter from a recipe, report on it, and publish it.
 
@@ -32,7 +36,13 @@ def train(
     # Imported here: --help must not wait for them, and a service without training's libraries has none of them.
     from rich.console import Console
 
-    from training.recipe import load_recipe
+    from training.recipe import load_recipe, recipe_schema
+
+    if schema:
+        typer.echo(json.dumps(recipe_schema(), indent=2))
+        return
+    if recipe is None:
+        raise typer.BadParameter("expected a recipe, a YAML file; see training/recipes/")
     from training.train import train as train_recipe
 
     train_recipe(load_recipe(recipe, set_ or []), registry=registry, runs=output, console=Console())

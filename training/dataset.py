@@ -9,16 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import DataError
+from training.checks import Finding, check_rows
 from training.recipe import DataSettings
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One labelled text and where it stands, for messages."""
-
-    where: str
-    text: str
-    label: str
+from training.rows import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +32,7 @@ class Dataset:
     Attributes:
         labels: in the order of the logits.
         sha256: digest of the training rows, in their order: JSON [text, label], one a line.
+        findings: what was to be said of the training rows.
     """
 
     name: str
@@ -46,6 +40,7 @@ class Dataset:
     train: Split
     validation: Split
     sha256: str
+    findings: tuple[Finding, ...] = ()
 
 
 def load_dataset(settings: DataSettings) -> Dataset:
@@ -55,16 +50,35 @@ def load_dataset(settings: DataSettings) -> Dataset:
         DataError: a file or a row is unusable; names the file, the line, what was found and what was expected.
     """
     train = list(_rows(settings, settings.train))
-    validation = list(_rows(settings, settings.validation))
-    for rows, split in ((train, settings.train), (validation, settings.validation)):
+    if settings.validation is None:
+        train, validation = _set_aside(train, settings.validation_share)
+    else:
+        validation = list(_rows(settings, settings.validation))
+    for rows, split in ((train, settings.train), (validation, settings.validation or "what is set aside")):
         if not rows:
             raise DataError(f"{split} holds no rows, expected at least one labelled text")
+    checked = check_rows(train, validation, settings)
+    train = checked.rows
     labels = settings.labels or _discover({row.label for row in train})
     if len(labels) < 2:
         raise DataError(f"{settings.train} holds the one label {labels[0]!r}, expected at least two")
     lines = (json.dumps([row.text, row.label], ensure_ascii=False) + "\n" for row in train)
     digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
-    return Dataset(settings.hub or settings.name, labels, _split(train, labels), _split(validation, labels), digest)
+    name = settings.hub or settings.name
+    return Dataset(name, labels, _split(train, labels), _split(validation, labels), digest, checked.findings)
+
+
+def _set_aside(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
+    """Of each label the rows whose texts have the smallest digests: the same every time, whatever their order."""
+    by_label: dict[str, set[str]] = {}
+    for row in rows:
+        by_label.setdefault(row.label, set()).add(row.text)
+    chosen = set()
+    for texts in by_label.values():
+        ordered = sorted(texts, key=lambda text: hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
+        chosen |= set(ordered[: max(1, round(share * len(ordered)))])
+    # By text, so that a text that occurs twice does not stand in both.
+    return [row for row in rows if row.text not in chosen], [row for row in rows if row.text in chosen]
 
 
 def _discover(found: set[str]) -> tuple[str, ...]:

@@ -100,6 +100,7 @@ def fit(
         data_collator=collate,
         compute_metrics=_metrics,
         callbacks=callbacks,
+        compute_loss_func=_balanced_loss(tokens, settings) if settings.class_weights == "balanced" else None,
     )
     # It prints each log as a dict; `Progress` says the same for people.
     trainer.remove_callback(PrinterCallback)
@@ -113,6 +114,21 @@ def fit(
     best = max(epochs, key=lambda epoch: float(getattr(epoch, settings.metric_for_best)))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Fit(epochs, best.number, trained, train_s)
+
+
+def _balanced_loss(tokens: TokenisedDataset, settings: FitSettings) -> Any:
+    """Cross-entropy in which a class with half as many texts counts twice; weights have mean 1 over the texts."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    counts = torch.bincount(torch.tensor([row["labels"] for row in tokens.train.rows]))
+    weights = len(tokens.train) / (len(counts) * counts.clamp(min=1))
+
+    def loss(outputs: Any, labels: Any, num_items_in_batch: Any = None) -> Any:
+        own = weights.to(outputs.logits.device, torch.float32)
+        return cross_entropy(outputs.logits.float(), labels, own, label_smoothing=settings.label_smoothing)
+
+    return loss
 
 
 def _metrics(prediction: Any) -> dict[str, float]:

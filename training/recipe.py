@@ -27,6 +27,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Choice = Literal["keep", "drop", "error"]
+"""What to do with training rows of which something is to be said; all of it is reported."""
+
+
 class DataSettings(_Strict):
     """Where the labelled texts are and what the model card says of them.
 
@@ -40,7 +44,9 @@ class DataSettings(_Strict):
     revision: str | None = None
     """Commit of the hub data set."""
     train: str
-    validation: str
+    validation: str | None = None
+    """Left out, `validation_share` of the training rows is set aside: by text, and the same rows every time."""
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     text: str = "text"
     """Column of the text."""
     label: str = "label"
@@ -49,6 +55,12 @@ class DataSettings(_Strict):
     """Labels in the order of the logits; by default those of the training rows, sorted."""
     label_names: dict[str | int, str] = {}
     """Label in the data -> label as served, e.g. {0: negative, 1: positive}."""
+    duplicates: Choice = "keep"
+    """Rows that repeat another's text and label."""
+    conflicts: Choice = "keep"
+    """Rows whose text occurs with another label, too."""
+    leakage: Choice = "keep"
+    """Rows whose text is a validation text, too: what is measured on them was learnt by heart."""
     source: str = ""
     licence: str = ""
 
@@ -58,6 +70,8 @@ class DataSettings(_Strict):
             raise ValueError("labels must be at least two different ones")
         if self.revision is not None and self.hub is None:
             raise ValueError("revision needs hub")
+        if self.validation is not None and "validation_share" in self.model_fields_set:
+            raise ValueError("validation_share is for data without validation: leave one of them out")
         return self
 
 
@@ -83,6 +97,8 @@ class FitSettings(_Strict):
     warmup_ratio: Fraction = 0.1
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     label_smoothing: Fraction = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: every class counts alike in the loss, however many texts it has."""
     group_by_length: bool = True
     """Batches of texts of like length: less padding, a little less random."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -127,12 +143,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         SettingsError: the file, a key or a value is wrong.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError("recipe", str(path), f"a readable YAML file ({error})") from error
-    if not isinstance(content, dict):
-        raise SettingsError("recipe", str(path), "a YAML mapping of recipe keys")
+    content = _read(path)
     for override in overrides:
         _override(content, override)
     try:
@@ -140,6 +151,70 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         raise _settings_error(error) from error
     return _located(recipe, path.parent)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """JSON schema of a recipe file, for editors."""
+    schema = Recipe.model_json_schema()
+    parent = {"type": "string", "description": "A recipe, relative to this one, whose keys hold where none are given."}
+    schema["properties"] = {"extends": parent, **schema["properties"]}
+    # With `extends`, anything may come from the parent.
+    schema.pop("required", None)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's keys with those of the recipe it extends below them; paths of the latter are relative to itself.
+
+    Raises:
+        SettingsError: a file is no recipe, or extends itself.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError("recipe", str(path), f"a readable YAML file ({error})") from error
+    if not isinstance(content, dict):
+        raise SettingsError("recipe", str(path), "a YAML mapping of recipe keys")
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    if not isinstance(parent, str):
+        raise SettingsError("extends", parent, "the path of a recipe, relative to this one")
+    extended = (path.parent / Path(_expand("extends", parent)).expanduser()).resolve()
+    if extended in (*seen, path.resolve()):
+        raise SettingsError("extends", parent, "another recipe: this one extends itself")
+    inherited = _read(extended, (*seen, path.resolve()))
+    _relocate(inherited, extended.parent, path.parent)
+    return _merged(inherited, content)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _relocate(content: dict[str, Any], directory: Path, into: Path) -> None:
+    """Paths relative to one directory, made relative to another; what a variable decides is left to it."""
+
+    def move(holder: dict[str, Any], key: str) -> None:
+        text = holder.get(key)
+        if isinstance(text, str) and not Path(text).expanduser().is_absolute() and not text.startswith("${"):
+            holder[key] = os.path.relpath(directory / text, into)
+        elif isinstance(text, str) and (match := _VARIABLE.match(text)) and match["default"]:
+            default = match["default"]
+            if not Path(default).expanduser().is_absolute():
+                holder[key] = text.replace(f":-{default}", f":-{os.path.relpath(directory / default, into)}", 1)
+
+    data = content.get("data")
+    if isinstance(data, dict) and data.get("hub") is None:
+        for key in ("train", "validation"):
+            move(data, key)
+    move(content, "warm_start_from")
+    if str(content.get("base_model", "")).startswith((".", "~")):
+        move(content, "base_model")
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -191,7 +266,8 @@ def _located(recipe: Recipe, directory: Path) -> Recipe:
 
     changes: dict[str, Any] = {}
     if recipe.data.hub is None:
-        paths = {key: locate(f"data.{key}", getattr(recipe.data, key)) for key in ("train", "validation")}
+        given = {"train": recipe.data.train, "validation": recipe.data.validation}
+        paths = {key: locate(f"data.{key}", path) for key, path in given.items() if path is not None}
         changes["data"] = recipe.data.model_copy(update=paths)
     if recipe.warm_start_from is not None:
         changes["warm_start_from"] = locate("warm_start_from", recipe.warm_start_from)

@@ -11,8 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from adapters.manifest import Metric
+from training.checks import balance
 from training.fit import Fit
 from training.outcome import Outcome
+from training.tokenise import TokenisedSplit
 
 REPORT = "report"
 
@@ -116,7 +118,8 @@ def recipe_fields(outcome: Outcome) -> dict[str, Any]:
     fields["base_model"] = outcome.base_id
     if outcome.recipe.data.hub is None:
         fields["data"] |= {"train": Path(fields["data"]["train"]).name}
-        fields["data"] |= {"validation": Path(fields["data"]["validation"]).name}
+        if fields["data"]["validation"] is not None:
+            fields["data"] |= {"validation": Path(fields["data"]["validation"]).name}
     if outcome.recipe.warm_start_from is not None:
         # <name>/<version> of a registry, or whatever the directory is called.
         fields["warm_start_from"] = "/".join(Path(outcome.recipe.warm_start_from).parts[-2:])
@@ -151,10 +154,21 @@ def _metrics(outcome: Outcome) -> dict[str, Any]:
             "train_truncated": outcome.tokens.train.truncated,
             "validation_examples": len(outcome.tokens.validation),
             "validation_truncated": outcome.tokens.validation.truncated,
+            "train_balance": balance(outcome.dataset.labels, outcome.dataset.train.targets),
+            "validation_balance": balance(outcome.dataset.labels, outcome.dataset.validation.targets),
+            "train_tokens": _lengths(outcome.tokens.train),
+            # Without an example: the data may not be ours to publish.
+            "findings": {finding.what: [finding.rows, finding.done] for finding in outcome.dataset.findings},
         },
         "golden": [example.model_dump(mode="json") for example in outcome.golden],
         "recipe": recipe_fields(outcome),
     }
+
+
+def _lengths(split: TokenisedSplit) -> dict[str, int]:
+    """Tokens of the texts as they were trained on, by the share of the texts that are no longer."""
+    lengths = np.array([len(row["input_ids"]) for row in split.rows])
+    return {f"p{share}": int(np.percentile(lengths, share, method="nearest")) for share in (5, 25, 50, 75, 95, 100)}
 
 
 def _plot_curves(path: Path, outcome: Outcome) -> None:

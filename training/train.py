@@ -13,6 +13,7 @@ from rich.console import Console
 from adapters.base_model import find_base_model
 from adapters.reference import AdapterId
 from adapters.store import Registry
+from training.checks import finding_sentences
 from training.dataset import load_dataset
 from training.evaluate import compare, evaluate
 from training.fit import fit
@@ -49,6 +50,8 @@ def train(recipe: Recipe, *, registry: Path, runs: Path, console: Console) -> Ad
     tokenizer = load_tokenizer(base, recipe)
     tokens = tokenise(dataset, tokenizer, recipe.max_tokens)
     collate = DataCollatorWithPadding(tokenizer)
+    for sentence in finding_sentences(dataset.findings, examples=True):
+        console.print(f"data: {sentence}", style="yellow", highlight=False, soft_wrap=True, markup=False)
     run = _run_directory(runs, recipe.name)
     console.print(
         f"{recipe.name}: {len(tokens.train)} training and {len(tokens.validation)} validation texts, "

@@ -10,6 +10,7 @@ import datasets
 import pytest
 
 from adapters.errors import DataError
+from training.checks import finding_sentences
 from training.dataset import Dataset, load_dataset
 from training.recipe import DataSettings
 
@@ -128,3 +129,54 @@ def test_too_little(tmp_path: Path, content: str, message: str) -> None:
 def test_a_file_that_cannot_be_read(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         _load(tmp_path / name)
+
+
+def _lines(path: Path, rows: list[tuple[str, str]]) -> Path:
+    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
+    return path
+
+
+TROUBLED = [
+    ("A fine film", "pos"),
+    ("a  fine FILM", "pos"),
+    ("a dull film", "neg"),
+    ("A dull film", "pos"),
+    ("measured on", "neg"),
+    ("left alone", "neg"),
+]
+
+
+def test_what_is_to_be_said_of_the_rows_is_said(tmp_path: Path) -> None:
+    train = _lines(tmp_path / "train.jsonl", TROUBLED)
+    validation = _lines(tmp_path / "validation.jsonl", [("Measured on", "neg"), ("new", "pos")])
+    dataset = _load(train, validation)
+    assert {finding.what: finding.rows for finding in dataset.findings} == {
+        "duplicates": 1,
+        "conflicts": 2,
+        "leakage": 1,
+    }
+    assert len(dataset.train) == len(TROUBLED)
+    said = finding_sentences(dataset.findings, examples=True)
+    assert said[0] == "1 training rows repeat another's text and label (kept), e.g. 'a  fine FILM'"
+    assert not any("FILM" in sentence for sentence in finding_sentences(dataset.findings, examples=False))
+    clean = _load(train, validation, duplicates="drop", conflicts="drop", leakage="drop")
+    assert clean.train.texts == ("A fine film", "left alone")
+    assert clean.sha256 != dataset.sha256
+    for what, line in (("duplicates", 2), ("conflicts", 3), ("leakage", 5)):
+        with pytest.raises(DataError, match=f"train.jsonl line {line}: .*rows in all"):
+            _load(train, validation, **{what: "error"})
+    with pytest.raises(DataError, match="none is left"):
+        _load(train, train, leakage="drop")
+
+
+def test_validation_is_set_aside_the_same_way_every_time(tmp_path: Path) -> None:
+    rows = [(f"text {at}", "pos" if at % 4 else "neg") for at in range(200)] + [("text 1", "pos")]
+    forward, backward = _lines(tmp_path / "a.jsonl", rows), _lines(tmp_path / "b.jsonl", rows[::-1])
+    first, second = (
+        load_dataset(DataSettings(name="made", train=str(path), validation_share=0.2)) for path in (forward, backward)
+    )
+    assert set(first.validation.texts) == set(second.validation.texts)
+    assert not set(first.validation.texts) & set(first.train.texts)
+    assert sorted(first.validation.targets).count(0) == 10 and 30 <= sorted(first.validation.targets).count(1) <= 31
+    with pytest.raises(ValueError, match="leave one of them out"):
+        DataSettings(name="made", train="a", validation="b", validation_share=0.2)

@@ -1,5 +1,6 @@
 """Recipes: overrides, paths, and errors that name key, value and what was expected."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import yaml
 
 from adapters.base_model import DEFAULT_BASE_MODEL
 from adapters.errors import SettingsError
-from training.recipe import LoraSettings, load_recipe
+from training.recipe import LoraSettings, load_recipe, recipe_schema
 
 SHIPPED = Path(__file__).parents[2] / "training" / "recipes"
 CONTENT = {"name": "tiny", "data": {"name": "made", "train": "a.jsonl", "validation": "${SOMEWHERE:-else}/b.jsonl"}}
@@ -99,3 +100,41 @@ def test_the_original_experiment_is_as_it_was() -> None:
     assert recipe.lora == LoraSettings(rank=4, alpha=32, dropout=0.01, targets=("q_lin",))
     assert (recipe.training.learning_rate, recipe.training.batch_size, recipe.training.epochs) == (1e-3, 4, 10)
     assert (recipe.max_tokens, recipe.truncation_side) == (512, "left")
+
+
+def test_a_recipe_extends_another(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = tmp_path / "variants"
+    inner.mkdir()
+    child = inner / "child.yaml"
+    child.write_text("extends: ../recipe.yaml\nname: child\nlora: {rank: 4}\ntraining: {epochs: 2}\n")
+    grandchild = inner / "grandchild.yaml"
+    grandchild.write_text("extends: child.yaml\ndata: {train: own.jsonl}\n")
+    recipe = load_recipe(grandchild, ["training.seed=3"])
+    assert (recipe.name, recipe.lora, recipe.training.epochs, recipe.training.seed) == (
+        "child",
+        LoraSettings(rank=4),
+        2,
+        3,
+    )
+    assert recipe.data.train == str(inner / "own.jsonl")
+    assert recipe.data.validation == str(tmp_path / "else" / "b.jsonl")
+    assert load_recipe(child).data.train == str(tmp_path / "a.jsonl")
+    monkeypatch.setenv("SOMEWHERE", "/data")
+    assert load_recipe(child).data.validation == "/data/b.jsonl"
+    path.write_text("extends: variants/child.yaml\n")
+    with pytest.raises(SettingsError, match="extends itself"):
+        load_recipe(child)
+    child.write_text("extends: nowhere.yaml\n")
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml"):
+        load_recipe(child)
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_schema_fits_the_shipped_recipes(file: Path) -> None:
+    import jsonschema_rs
+
+    # Through JSON, whose keys are texts: {0: negative} is {"0": negative} to an editor.
+    content = json.loads(json.dumps(yaml.safe_load(file.read_text())))
+    validator = jsonschema_rs.validator_for(recipe_schema())
+    assert not list(validator.iter_errors(content))
+    assert list(validator.iter_errors(content | {"colour": "red"}))

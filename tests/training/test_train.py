@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import safetensors.torch
 import torch
 from peft import PeftModel
 from rich.console import Console
+from sklearn.utils.class_weight import compute_class_weight
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -27,8 +29,11 @@ from adapters.manifest import PEFT_CONFIG, PEFT_WEIGHTS, digest_files, file_sha2
 from adapters.reference import AdapterId
 from adapters.store import Registry
 from tests.training.conftest import MakeRecipe
+from training.fit import _balanced_loss
 from training.golden import MAX_GOLDEN_TOKENS
 from training.model import save
+from training.recipe import FitSettings
+from training.tokenise import TokenisedDataset, TokenisedSplit
 from training.train import train
 
 LABELS = ("negative", "neutral", "positive")
@@ -193,6 +198,22 @@ def test_the_same_seed_gives_the_same_adapter(
     recipe = make_recipe(base_model=str(tiny_bases["distilbert"]), lora={"rank": 2, "dropout": 0.1})
     first, second = (_train(recipe, tmp_path / root, console) / PEFT_WEIGHTS for root in ("first", "second"))
     assert file_sha256(first) == file_sha256(second)
+
+
+def test_balanced_classes_count_alike(
+    make_recipe: MakeRecipe, tiny_bases: dict[str, Path], tmp_path: Path, console: Console
+) -> None:
+    targets = [0] * 6 + [1] * 3 + [2]
+    split = TokenisedSplit([{"labels": target} for target in targets], 0)
+    logits, labels = torch.randn(10, 3), torch.tensor(targets)
+    found = _balanced_loss(TokenisedDataset(split, split), FitSettings())(SimpleNamespace(logits=logits), labels)
+    weights = torch.tensor(compute_class_weight("balanced", classes=np.arange(3), y=targets), dtype=torch.float32)
+    assert float(found) == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels, weights)))
+    recipe = make_recipe(base_model=str(tiny_bases["distilbert"]), training={"class_weights": "balanced"})
+    metrics = json.loads((_train(recipe, tmp_path, console) / "report" / "metrics.json").read_text())
+    assert metrics["recipe"]["training"]["class_weights"] == "balanced"
+    assert set(metrics["data"]["train_balance"]) == set(LABELS) and metrics["data"]["train_tokens"]["p100"] <= 32
+    assert set(metrics["data"]["findings"]) == {"duplicates", "conflicts", "leakage"}
 
 
 def test_bf16_is_for_training_only(

@@ -10,6 +10,7 @@ import yaml
 from training.checks import finding_sentences
 from training.outcome import Outcome
 from training.report import (
+    calibration_sentence,
     chance,
     comparison_sentence,
     example_rows,
@@ -47,6 +48,8 @@ score {chance:.3f}. *Base* is the untrained base, with the head it has before tr
 
 ![Loss and accuracy by epoch](report/curves.png)
 
+![What the scores are worth](report/calibration.png)
+
 {overfitting}
 
 {trained:,} parameters were trained, for {train_min:.1f} minutes. The recipe:
@@ -64,7 +67,7 @@ were longer than {max_tokens} tokens and lost the {lost_side} of the text. SHA-2
 
 - It was measured on one data set. Text of another kind, length or language is untested.
 - Labels are always one of {labels}, also for text that is none of them.
-- Scores are not calibrated: 0.9 does not mean right nine times out of ten.
+- {calibration}
 - Text over {max_tokens} tokens is cut, and the {lost_side} is not read.
 - The manifest, `tonearm.json`, holds {golden_n} short texts{golden_from} with their logits, so that every load can
   check itself.
@@ -131,6 +134,7 @@ def write_card(directory: Path, outcome: Outcome) -> None:
         max_tokens=recipe.max_tokens,
         lost_side="beginning" if recipe.truncation_side == "left" else "end",
         sha256=outcome.dataset.sha256,
+        calibration=calibration_sentence(outcome),
         findings="".join(f" {text}." for text in finding_sentences(outcome.dataset.findings, examples=False)),
         golden_n=len(outcome.golden),
         golden_from="" if recipe.example_texts else " taken from the validation split,",

@@ -64,7 +64,7 @@ def evaluate(model: Any, split: TokenisedSplit, collate: Collate) -> Evaluation:
     return Evaluation(
         logits=logits,
         targets=targets,
-        loss=_cross_entropy(logits, targets),
+        loss=cross_entropy(logits, targets),
         accuracy=_accuracy(targets, predicted),
         macro_f1=_macro_f1(targets, predicted, classes),
         confusion=np.bincount(targets * classes + predicted, minlength=classes**2).reshape(classes, classes),
@@ -111,7 +111,8 @@ def _inputs(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != "labels"}
 
 
-def _cross_entropy(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> float:
+def cross_entropy(logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> float:
+    """Mean over the texts, in nats."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     log_total = np.log(np.exp(shifted).sum(axis=1))
     return float((log_total - shifted[np.arange(len(targets)), targets]).mean())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from adapters.base_model import BaseModelFiles
 from adapters.manifest import GoldenExample
+from training.calibrate import Calibration
 from training.dataset import Dataset
 from training.evaluate import Comparison, Evaluation
 from training.fit import Fit
@@ -18,6 +19,7 @@ class Outcome:
     Attributes:
         base_evaluation: the untrained base (a random head, unless the base brings one for these labels).
         tuned_evaluation: the trained adapter, on the same validation texts.
+        calibration: the temperature that is published, and what it is worth.
         golden: texts with the logits of the adapter as reloaded from disk.
         lora_targets: names of the modules with LoRA; empty for a head alone.
     """
@@ -30,6 +32,7 @@ class Outcome:
     fit: Fit
     tuned_evaluation: Evaluation
     comparison: Comparison
+    calibration: Calibration
     golden: tuple[GoldenExample, ...]
     lora_targets: tuple[str, ...]
 

@@ -113,6 +113,7 @@ def _manifest(directory: Path, outcome: Outcome) -> Manifest:
             "base_accuracy": base.accuracy,
             "base_macro_f1": base.macro_f1,
         },
+        temperature=outcome.calibration.temperature,
         golden=outcome.golden,
         files=digest_files(directory),
     )

@@ -1,4 +1,4 @@
-"""The report: `metrics.json`, `curves.png`, `confusion.png`, the table on the terminal, and the sentences in words."""
+"""The report: `metrics.json`, the plots, the table on the terminal, and the sentences in words."""
 
 import dataclasses
 import json
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from adapters.manifest import Metric
+from training.calibrate import reliability, softmax
 from training.checks import balance
 from training.fit import Fit
 from training.outcome import Outcome
@@ -33,6 +34,7 @@ def write_report(directory: Path, outcome: Outcome) -> None:
     (report / "metrics.json").write_text(content + "\n", encoding="utf-8")
     _plot_curves(report / "curves.png", outcome)
     _plot_confusion(report / "confusion.png", outcome)
+    _plot_calibration(report / "calibration.png", outcome)
 
 
 def print_report(console: Console, outcome: Outcome) -> None:
@@ -53,6 +55,7 @@ def print_report(console: Console, outcome: Outcome) -> None:
     console.print(examples)
     console.print(comparison_sentence(outcome), highlight=False, soft_wrap=True)
     console.print(overfitting_sentence(outcome.fit), highlight=False, soft_wrap=True)
+    console.print(calibration_sentence(outcome), highlight=False, soft_wrap=True)
 
 
 def interval_text(metric: Metric) -> str:
@@ -106,6 +109,18 @@ def overfitting_sentence(fit: Fit) -> str:
     )
 
 
+def calibration_sentence(outcome: Outcome) -> str:
+    """What the scores are worth, in words."""
+    found = outcome.calibration
+    if found.temperature == 1:
+        return f"Scores are used as they are: expected calibration error {found.error_before:.3f}."
+    return (
+        f"Scores are calibrated by a temperature of {found.temperature:.2f}: expected calibration error "
+        f"{found.error_before:.3f} before and {found.error_after:.3f} after, each half of the texts with what fits "
+        "the other half."
+    )
+
+
 def chance(outcome: Outcome) -> float:
     """Accuracy of always giving validation's commonest label."""
     targets = outcome.dataset.validation.targets
@@ -142,6 +157,7 @@ def _metrics(outcome: Outcome) -> dict[str, Any]:
         "base": evaluation("base"),
         "tuned": evaluation("tuned"),
         "base_against_tuned": dataclasses.asdict(outcome.comparison),
+        "calibration": dataclasses.asdict(outcome.calibration),
         "epochs": [dataclasses.asdict(epoch) for epoch in outcome.fit.epochs],
         "best_epoch": outcome.fit.best,
         "overfitting": overfitting_sentence(outcome.fit),
@@ -225,4 +241,31 @@ def _plot_confusion(path: Path, outcome: Outcome) -> None:
             text = f"{counts[row, column]}\n{share:.0%}"
             color = "white" if share > 0.5 else "black"
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def _plot_calibration(path: Path, outcome: Outcome) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", label="says what it is worth")
+    evaluation, calibration = outcome.tuned_evaluation, outcome.calibration
+    sides = [("logits as they are", 1.0, _ORANGE)]
+    if calibration.temperature != 1:
+        sides.append((f"temperature {calibration.temperature:.2f}", calibration.temperature, _BLUE))
+    for name, temperature, color in sides:
+        bins = reliability(softmax(evaluation.logits.astype(np.float64) / temperature), evaluation.targets)
+        said, right = ([total / count for count, _, total in bins], [right / count for count, right, _ in bins])
+        axes.plot(said, right, "o-", color=color, label=name)
+    axes.set(
+        title=f"{outcome.recipe.name}: validation, n = {len(evaluation.targets)}",
+        xlabel="highest score, mean of its tenth",
+        ylabel="share that is right",
+        xlim=(0, 1.02),
+        ylim=(0, 1.02),
+    )
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
     figure.savefig(path, dpi=110)

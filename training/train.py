@@ -13,6 +13,7 @@ from rich.console import Console
 from adapters.base_model import find_base_model
 from adapters.reference import AdapterId
 from adapters.store import Registry
+from training.calibrate import calibrate
 from training.checks import finding_sentences
 from training.dataset import load_dataset
 from training.evaluate import compare, evaluate
@@ -87,6 +88,7 @@ def train(recipe: Recipe, *, registry: Path, runs: Path, console: Console) -> Ad
         fit=fitted,
         tuned_evaluation=tuned_evaluation,
         comparison=compare(base_evaluation, tuned_evaluation),
+        calibration=calibrate(tuned_evaluation),
         golden=golden_examples(texts, reloaded, tokenizer, recipe.max_tokens),
         lora_targets=lora_targets(model),
     )

@@ -70,6 +70,7 @@ def test_the_directory_is_whole(trained: tuple[Path, str], base: BaseModelFiles)
         "README.md",
         PEFT_CONFIG,
         PEFT_WEIGHTS,
+        "report/calibration.png",
         "report/confusion.png",
         "report/curves.png",
         "report/metrics.json",

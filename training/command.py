@@ -26,6 +26,9 @@ def train(
     output: Annotated[
         Path, typer.Option(help="Directory of runs; each gets its own directory there.", metavar="DIR")
     ] = Path("runs"),
+    search: Annotated[
+        int, typer.Option(min=0, help="Try so many learning rates, ranks and dropouts first, and train the best.")
+    ] = 0,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a recipe, for editors.")] = False,
 ) -> None:
     """Train an adapter from a recipe, report on it, and publish it.
@@ -45,4 +48,9 @@ def train(
         raise typer.BadParameter("expected a recipe, a YAML file; see training/recipes/")
     from training.train import train as train_recipe
 
-    train_recipe(load_recipe(recipe, set_ or []), registry=registry, runs=output, console=Console())
+    loaded, console = load_recipe(recipe, set_ or []), Console()
+    if search:
+        from training.search import search as search_settings
+
+        loaded = search_settings(loaded, trials=search, runs=output, console=console).recipe
+    train_recipe(loaded, registry=registry, runs=output, console=console)

@@ -1,6 +1,7 @@
 """The trainable parameters, fitted by Hugging Face's `Trainer`; the best epoch's are kept."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from rich.console import Console
 from training.evaluate import EVALUATION_BATCH, Collate, macro_f1
 from training.recipe import FitSettings
 from training.tokenise import TokenisedDataset
+
+OnEpoch = Callable[[int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ def fit(
     settings: FitSettings,
     directory: Path,
     console: Console,
+    on_epoch: OnEpoch | None = None,
 ) -> Fit:
     """Fit the trainable parameters of `model` in place and leave it with those of the best epoch.
 
@@ -55,11 +59,12 @@ def fit(
         model: a `peft.PeftModel`.
         directory: for the checkpoints; not needed afterwards.
         console: gets a progress bar if it is a terminal, and one line an epoch.
+        on_epoch: is told each epoch's number and the metric that the best is chosen by; what it raises ends training.
     """
     import torch
     from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
-    from training.progress import Progress
+    from training.progress import Progress, Told
 
     arguments = TrainingArguments(
         output_dir=str(directory),
@@ -89,6 +94,8 @@ def fit(
         dataloader_pin_memory=False,
     )
     callbacks: list[Any] = [Progress(console, settings.epochs)]
+    if on_epoch is not None:
+        callbacks.append(Told(on_epoch, settings.metric_for_best))
     if settings.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
     trainer = Trainer(

@@ -1,5 +1,6 @@
 """What a person sees while it trains: a bar on a terminal, one line an epoch anywhere."""
 
+from collections.abc import Callable
 from typing import Any
 
 import rich.progress
@@ -51,3 +52,16 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._bar.stop()
+
+
+class Told(TrainerCallback):
+    """Tells somebody how an epoch went."""
+
+    def __init__(self, on_epoch: Callable[[int, float], None], metric: str) -> None:
+        self._on_epoch, self._metric = on_epoch, metric
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        if metrics:
+            self._on_epoch(round(state.epoch), metrics[f"eval_{self._metric}"])

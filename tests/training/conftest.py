@@ -2,14 +2,18 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
+from transformers import BertConfig, BertForSequenceClassification, BertModel, DistilBertConfig, DistilBertModel
 
+from adapters.base_model import BaseModelFiles
 from training.recipe import Recipe, load_recipe
 
 SAMPLE = Path(__file__).parents[2] / "training" / "sample"
@@ -47,3 +51,24 @@ def make_recipe(slices: Path) -> MakeRecipe:
 def console() -> Console:
     """Not a terminal; what it gets is in `console.file`."""
     return Console(file=io.StringIO(), width=120)
+
+
+@pytest.fixture(scope="session")
+def tiny_bases(base: BaseModelFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random models with the real base's tokenizer."""
+    torch.manual_seed(0)
+    bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    five = BertConfig(**bert, max_position_embeddings=64, num_labels=5, problem_type="multi_label_classification")
+    models = {
+        "distilbert": DistilBertModel(
+            DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64)
+        ),
+        "no-pooler": BertModel(BertConfig(**bert, max_position_embeddings=64), add_pooling_layer=False),
+        "other-head": BertForSequenceClassification(five),
+    }
+    root = tmp_path_factory.mktemp("bases")
+    for name, model in models.items():
+        model.save_pretrained(root / name)
+        for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+            shutil.copy(base.directory / file, root / name)
+    return {name: root / name for name in models}

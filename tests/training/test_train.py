@@ -1,7 +1,6 @@
 """A recipe goes in and a served adapter comes out, on the real base and on tiny ones with their traps."""
 
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +15,6 @@ from sklearn.utils.class_weight import compute_class_weight
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-    DistilBertConfig,
-    DistilBertModel,
 )
 
 from adapters.base_model import BaseModelFiles
@@ -133,27 +127,6 @@ def test_head_only_trains_the_head_alone(make_recipe: MakeRecipe, tmp_path: Path
     assert {key.removeprefix("base_model.model.") for key in tensors} == {"classifier.weight", "classifier.bias"}
     manifest = read_manifest(directory)
     assert (manifest.lora.rank, manifest.lora.targets) == (0, ())
-
-
-@pytest.fixture(scope="module")
-def tiny_bases(base: BaseModelFiles, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random models with the real base's tokenizer."""
-    torch.manual_seed(0)
-    bert = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    five = BertConfig(**bert, max_position_embeddings=64, num_labels=5, problem_type="multi_label_classification")
-    models = {
-        "distilbert": DistilBertModel(
-            DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64)
-        ),
-        "no-pooler": BertModel(BertConfig(**bert, max_position_embeddings=64), add_pooling_layer=False),
-        "other-head": BertForSequenceClassification(five),
-    }
-    root = tmp_path_factory.mktemp("bases")
-    for name, model in models.items():
-        model.save_pretrained(root / name)
-        for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-            shutil.copy(base.directory / file, root / name)
-    return {name: root / name for name in models}
 
 
 @pytest.mark.parametrize(

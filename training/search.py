@@ -1,7 +1,7 @@
 """`tonearm train --search`: learning rate, rank and dropout chosen by trials.
 
-Optuna's TPE chooses (Bergstra et al., "Algorithms for hyper-parameter optimization", NIPS 2011), and a trial is cut short
-where earlier ones were better by then.
+Optuna's TPE chooses (Bergstra et al., "Algorithms for hyper-parameter optimization", NIPS 2011), and a trial is cut
+short where earlier ones were better by then.
 
 Trials are kept in a database beside the runs, so a search that was stopped goes on where it was.
 """

@@ -257,7 +257,10 @@ def _plot_calibration(path: Path, outcome: Outcome) -> None:
     for name, temperature, color in sides:
         bins = reliability(softmax(evaluation.logits.astype(np.float64) / temperature), evaluation.targets)
         said, right = ([total / count for count, _, total in bins], [right / count for count, right, _ in bins])
-        axes.plot(said, right, "o-", color=color, label=name)
+        # A point of few texts says little, and looks it.
+        sizes = [12 + 240 * count / len(evaluation.targets) for count, _, _ in bins]
+        axes.plot(said, right, color=color, linewidth=1)
+        axes.scatter(said, right, sizes, color=color, label=name)
     axes.set(
         title=f"{outcome.recipe.name}: validation, n = {len(evaluation.targets)}",
         xlabel="highest score, mean of its tenth",
@@ -267,5 +270,5 @@ def _plot_calibration(path: Path, outcome: Outcome) -> None:
     )
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     figure.savefig(path, dpi=110)

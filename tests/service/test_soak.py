@@ -128,11 +128,13 @@ class Churn:
             removable = [known for known in self.live[name] if known != self.aliases.get(name)]
             # A name loses its last version now and then, but not so often that most questions end in a 404.
             if not removable or (len(self.live[name]) == 1 and self.chance.random() < 0.8):
-                return
-            version = self.chance.choice(removable)
-            self.removed.add(f"{name}@{version}")
-            self.live[name].remove(version)
-            self.registry.remove(AdapterId(name, version))
+                kind = "new version"
+                self._publish(name)
+            else:
+                version = self.chance.choice(removable)
+                self.removed.add(f"{name}@{version}")
+                self.live[name].remove(version)
+                self.registry.remove(AdapterId(name, version))
         self.done[kind] += 1
 
     def _publish(self, name: str) -> None:

@@ -37,6 +37,7 @@ from benchmarks.made import QUERY_VALUE, make_adapter
 from benchmarks.measure import console, stolen_s, write
 from benchmarks.rates import (
     Turns,
+    alone,
     closed_in_turn,
     closed_loop,
     print_rates,
@@ -238,10 +239,7 @@ def _throughput(made: Made, generator: Generator, options: Options) -> dict[str,
                 for batch in batches:
                     by_batch[batch].append(engine.texts_per_s(made.asked, batch=batch, threads=threads, seconds=part_s))
             for name, server in servers.items():
-                with ExitStack() as others:
-                    for other in servers.values():
-                        if other is not server:
-                            others.enter_context(other.asleep())
+                with alone(server, servers.values()):
                     warm(generator, server, requests)
                     sent[name].append(closed_loop(generator, server, requests, options.turns))
                 rates[name].append(sent[name][-1].rate_per_s())

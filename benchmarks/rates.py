@@ -3,8 +3,8 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -53,6 +53,16 @@ def closed_loop(generator: Generator, server: Server, requests: Sequence[bytes],
     return generator.closed_loop(server.port, requests, connections=turns.connections, seconds=turns.seconds)
 
 
+@contextmanager
+def alone(server: Server, servers: Iterable[Server]) -> Iterator[None]:
+    """All others stopped for the length of the block."""
+    with ExitStack() as stack:
+        for other in servers:
+            if other is not server:
+                stack.enter_context(other.asleep())
+        yield
+
+
 def closed_in_turn(
     sides: Mapping[str, Server], requests: Mapping[str, Sequence[bytes]], generator: Generator, turns: Turns
 ) -> dict[str, Rates]:
@@ -60,10 +70,7 @@ def closed_in_turn(
     sent: dict[str, list[Sent]] = {name: [] for name in sides}
     for _ in range(turns.rounds):
         for name, server in sides.items():
-            with ExitStack() as stack:
-                for other in sides.values():
-                    if other is not server:
-                        stack.enter_context(other.asleep())
+            with alone(server, sides.values()):
                 warm(generator, server, requests[name])
                 sent[name].append(closed_loop(generator, server, requests[name], turns))
     for name, runs in sent.items():

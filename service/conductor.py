@@ -12,7 +12,7 @@ from adapters.errors import AdapterError, StoreUnavailable, UnknownExperiment
 from adapters.store import Registry
 from service import metrics, promotion
 from service.analysis import Analysis, analyse
-from service.decisions import ENDS, Decision, Kind, Standing, read_standings, record
+from service.decisions import Decision, Kind, Standing, read_standings, record
 from service.experiments import Experiments, shares, weighted
 from service.results import arms, evidence
 from service.routing import Arm, Experiment
@@ -69,7 +69,7 @@ class Conductor:
         """
         while True:
             standing = read_standings(self._store, [experiment])[experiment.key]
-            if standing.last is not None and standing.last.kind in ENDS:
+            if standing.ended:
                 return standing
             weights = weighted(experiment, standing).weights
             if arm is not None:

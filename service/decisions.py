@@ -17,7 +17,8 @@ from service.store import DECISIONS, Store
 
 Kind = Literal["started", "weighted", "stepped", "taken-back", "stopped", "promoted"]
 
-ENDS: frozenset[Kind] = frozenset({"taken-back", "stopped", "promoted"})
+State = Literal["running", "taken-back", "stopped", "promoted"]
+"""The last decision, where it ended the experiment."""
 
 
 class Decision(NamedTuple):
@@ -47,13 +48,20 @@ class Standing:
         return self.decisions[-1] if self.decisions else None
 
     @property
+    def state(self) -> State:
+        match self.last:
+            case Decision(kind=("taken-back" | "stopped" | "promoted") as end):
+                return end
+        return "running"
+
+    @property
     def ended(self) -> bool:
-        return self.last is not None and self.last.kind in ENDS
+        return self.state != "running"
 
     @property
     def stopped(self) -> bool:
         """It takes no requests any more."""
-        return self.last is not None and self.last.kind == "stopped"
+        return self.state == "stopped"
 
     @property
     def changes_s(self) -> list[float]:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -15,7 +16,6 @@ from service import results
 from service.analysis import compare_pairs, required_units, required_units_anytime
 from service.asking import XRequestId
 from service.conductor import arm_named
-from service.decisions import Standing
 from service.routing import Arm, Experiment
 from service.schemas import (
     DECIDED_EXAMPLES,
@@ -37,9 +37,6 @@ from service.service import Service
 
 router = APIRouter(prefix="/experiments", tags=["experiments"])
 
-_COLUMNS = ("request_id", "text", "at_s", "unit", "arm", "adapter", "label", "score", "took_ms", "error")
-_COLUMNS_OF_FEEDBACK = ("feedback", "feedback_at_s")
-
 _EXPORTED: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {
@@ -57,7 +54,7 @@ async def experiments(request: Request) -> ExperimentList:
     service: Service = request.app.state.service
     found = [service.experiments.named(experiment.name) for experiment in service.experiments.current]
     return ExperimentList(
-        experiments=[ExperimentEntry.of(each, _standing(service, each)) for each in found],
+        experiments=[ExperimentEntry.of(each, service.experiments.standing(each)) for each in found],
         error=service.experiments.error,
     )
 
@@ -72,7 +69,7 @@ def experiment(request: Request, name: Name) -> ExperimentResult:
     """Per arm texts, units, feedback, accuracy; each against the first, with an interval that holds at every look."""
     service: Service = request.app.state.service
     found = service.experiments.named(name)
-    standing = _standing(service, found)
+    standing = service.experiments.standing(found)
     pairs = None
     if found.shadow is not None:
         pairs = compare_pairs(results.shadow_pairs(service.store, found, standing.changes_s[0]))
@@ -96,7 +93,7 @@ def export(
     """Oldest first. Units are hashed, with a key that never leaves the database."""
     service: Service = request.app.state.service
     found = service.experiments.named(name)
-    parts = results.rows(service.store, found, _standing(service, found).changes_s[0])
+    parts = results.rows(service.store, found, service.experiments.standing(found).changes_s[0])
     first = next(parts, [])  # before the answer begins, so that a database that is away is a 503
     content, media_type = (_csv, "text/csv; charset=utf-8") if form == "csv" else (_lines, "application/jsonl")
     return StreamingResponse(
@@ -161,7 +158,7 @@ def promote(request: Request, name: Name, body: PromoteBody, x_request_id: XRequ
 
 def _end(service: Service, experiment: Experiment, arm: Arm | None, alias: str | None, reason: str) -> Standings:
     kind: Literal["stopped", "promoted"] = "stopped" if arm is None else "promoted"
-    before = _standing(service, experiment)
+    before = service.experiments.standing(experiment)
     try:
         after = service.conductor.end(experiment, kind, arm, alias, reason)
     except OSError as error:
@@ -173,15 +170,11 @@ def _end(service: Service, experiment: Experiment, arm: Arm | None, alias: str |
     return Standings.of(experiment, after)
 
 
-def _standing(service: Service, experiment: Experiment) -> Standing:
-    return service.experiments.standing(experiment)
-
-
 def _csv(first: list[dict[str, Any]], parts: Iterator[list[dict[str, Any]]]) -> Iterator[str]:
     held = io.StringIO()
-    writer = csv.DictWriter(held, (*_COLUMNS, *_COLUMNS_OF_FEEDBACK))
+    writer = csv.DictWriter(held, results.COLUMNS)
     writer.writeheader()
-    for rows in _all(first, parts):
+    for rows in chain([first], parts):
         writer.writerows(rows)
         yield held.getvalue()
         held.seek(0)
@@ -189,10 +182,5 @@ def _csv(first: list[dict[str, Any]], parts: Iterator[list[dict[str, Any]]]) -> 
 
 
 def _lines(first: list[dict[str, Any]], parts: Iterator[list[dict[str, Any]]]) -> Iterator[str]:
-    for rows in _all(first, parts):
+    for rows in chain([first], parts):
         yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _all(first: list[dict[str, Any]], parts: Iterator[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
-    yield first
-    yield from parts

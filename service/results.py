@@ -13,10 +13,18 @@ from service.store import EXPOSURES, FEEDBACK, PAIRS, Store
 _ROWS_AT_ONCE = 1000
 
 _exposed, _truth = EXPOSURES.c, FEEDBACK.c
-_labelled = EXPOSURES.join(
-    FEEDBACK, (_exposed.request_id == _truth.request_id) & (_exposed.text == _truth.text) & _exposed.error.is_(None)
-)
+_of_one_text = (_exposed.request_id == _truth.request_id) & (_exposed.text == _truth.text)
+_labelled = EXPOSURES.join(FEEDBACK, _of_one_text & _exposed.error.is_(None))
 _right = sa.case((_truth.label == _exposed.label, 1), else_=0)
+
+
+_columns: tuple[sa.ColumnElement[Any], ...] = (
+    *(_exposed[name] for name in ("request_id", "text", "at_s", "unit", "arm", "adapter")),
+    *(_exposed.label, _exposed.score, _exposed.took_ms, _exposed.error),
+    *(_truth.label.label("feedback"), _truth.at_s.label("feedback_at_s")),
+)
+COLUMNS = tuple(str(column.key) for column in _columns)
+"""Of what `rows` gives."""
 
 
 class Evidence(NamedTuple):
@@ -42,7 +50,7 @@ def arms(store: Store, experiment: Experiment, since_s: Sequence[float]) -> list
     Raises:
         StoreUnavailable: the database does not answer.
     """
-    began = (_exposed.experiment == experiment.name) & (_exposed.at_s >= since_s[0])
+    began = _since(experiment, since_s[0])
     period: sa.ColumnElement[int] = sa.literal(0)
     if len(since_s) > 1:
         later = sorted(enumerate(since_s), reverse=True)[:-1]
@@ -137,7 +145,7 @@ def evidence(store: Store, experiment: Experiment, arm: str, since_s: float, slo
     slow = sa.func.sum(sa.case((_exposed.took_ms > slower_than_ms, 1), else_=0))
     query = sa.select(
         sa.func.count(_exposed.unit.distinct()), sa.func.count(), sa.func.count(_exposed.error), slow
-    ).where((_exposed.experiment == experiment.name) & (_exposed.arm == arm) & (_exposed.at_s >= since_s))
+    ).where(_since(experiment, since_s) & (_exposed.arm == arm))
     with store.reading() as connection:
         units, texts, errors, slow_texts = connection.execute(query).one()
     return Evidence(units, texts, errors, int(slow_texts or 0))
@@ -149,20 +157,20 @@ def rows(store: Store, experiment: Experiment, since_s: float) -> Iterator[list[
     Raises:
         StoreUnavailable: the database does not answer.
     """
-    columns = [_exposed[name] for name in ("request_id", "text", "at_s", "unit", "arm", "adapter", "label", "score")]
-    said = (_truth.label.label("feedback"), _truth.at_s.label("feedback_at_s"))
     query = (
-        sa.select(*columns, _exposed.took_ms, _exposed.error, *said)
-        .select_from(
-            EXPOSURES.outerjoin(FEEDBACK, (_exposed.request_id == _truth.request_id) & (_exposed.text == _truth.text))
-        )
-        .where((_exposed.experiment == experiment.name) & (_exposed.at_s >= since_s))
+        sa.select(*_columns)
+        .select_from(EXPOSURES.outerjoin(FEEDBACK, _of_one_text))
+        .where(_since(experiment, since_s))
         .order_by(_exposed.at_s, _exposed.request_id, _exposed.text)
         .execution_options(yield_per=_ROWS_AT_ONCE)
     )
     with store.reading() as connection:
         for part in connection.execute(query).mappings().partitions():
             yield [dict(row) for row in part]
+
+
+def _since(experiment: Experiment, at_s: float) -> sa.ColumnElement[bool]:
+    return (_exposed.experiment == experiment.name) & (_exposed.at_s >= at_s)
 
 
 def _percentile(connection: sa.Connection, of: sa.ColumnElement[bool], count: int, share: float) -> float | None:

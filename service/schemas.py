@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from adapters import errors
 from adapters.reference import NAME
 from engine.rows import LongText
-from service.analysis import Analysis, PairSummary
-from service.decisions import Decision, Standing
+from service.analysis import Analysis, PairSummary, Verdict
+from service.decisions import Decision, Kind, Standing, State
 from service.problems import MEDIA_TYPE, http_problem_response, problem
 from service.routing import Experiment
 
@@ -153,7 +153,7 @@ class DecisionEntry(BaseModel):
     """A change in how an experiment stands."""
 
     at: str = Field(description="UTC, ISO 8601.")
-    kind: Literal["started", "weighted", "stepped", "taken-back", "stopped", "promoted"]
+    kind: Kind
     shares: dict[str, float] = Field(description="Of the units, by arm, from then on.")
     reason: str
 
@@ -167,14 +167,14 @@ class Standings(BaseModel):
     """How an experiment stands."""
 
     name: str
-    state: Literal["running", "stopped", "promoted", "taken-back"]
+    state: State
     decisions: list[DecisionEntry] = Field(description="Oldest first.")
 
     @classmethod
     def of(cls, experiment: Experiment, standing: Standing) -> Self:
         return cls(
             name=experiment.name,
-            state=_state(standing),
+            state=standing.state,
             decisions=[DecisionEntry.of(decision) for decision in standing.decisions],
         )
 
@@ -182,7 +182,7 @@ class Standings(BaseModel):
 class ExperimentEntry(BaseModel):
     name: str
     salt: str
-    state: Literal["running", "stopped", "promoted", "taken-back"]
+    state: State
     coverage: float = Field(description="Percent of the units that take part.")
     layer: str | None = Field(description="Experiments of one layer have no unit in common.")
     match: dict[str, list[str]] = Field(description="Headers of which a request must carry one of the values each.")
@@ -196,7 +196,7 @@ class ExperimentEntry(BaseModel):
         return cls(
             name=experiment.name,
             salt=experiment.salt,
-            state=_state(standing),
+            state=standing.state,
             coverage=experiment.coverage if layer is None else layer.end - layer.start,
             layer=None if layer is None else layer.name,
             match={name: list(values) for name, values in experiment.match.items()},
@@ -207,11 +207,6 @@ class ExperimentEntry(BaseModel):
                 for arm in experiment.arms
             ],
         )
-
-
-def _state(standing: Standing) -> Literal["running", "stopped", "promoted", "taken-back"]:
-    kind = None if standing.last is None else standing.last.kind
-    return kind if kind == "stopped" or kind == "promoted" or kind == "taken-back" else "running"  # noqa: PLR1714
 
 
 class Bounds(BaseModel):
@@ -243,7 +238,7 @@ class DifferenceResult(BaseModel):
     accuracy: float
     anytime: Bounds = Field(description="95 %, at all looks at once: what the verdict goes by.")
     fixed: Bounds = Field(description="95 % for one look settled before; not to stop by.")
-    verdict: Literal["better", "worse", "undecided"]
+    verdict: Verdict
 
 
 class ShadowResult(BaseModel):
@@ -259,7 +254,7 @@ class ShadowResult(BaseModel):
     accuracy: float | None = Field(description="The shadow's less that of the answers, on the same texts.")
     anytime: Bounds | None = Field(description="95 %, at all looks at once: what the verdict goes by.")
     mcnemar_p: float | None = Field(description="McNemar's exact test: for one look, and independent texts.")
-    verdict: Literal["better", "worse", "undecided"]
+    verdict: Verdict
 
 
 class ExperimentResult(ExperimentEntry):

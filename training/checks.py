@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from adapters.errors import DataError
 from training.recipe import Choice, DataSettings
-from training.rows import Row
-
-_SHOWN_CHARACTERS = 60
+from training.rows import Row, short
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ def check_rows(train: Sequence[Row], validation: Sequence[Row], settings: DataSe
     for what, places in found.items():
         if places and choices[what] == "error":
             first = train[places[0]]
-            raise DataError(f"{first.where}: {_WORDS[what]}: {_short(first.text)}; {len(places)} rows in all")
+            raise DataError(f"{first.where}: {_WORDS[what]}: {short(first.text)}; {len(places)} rows in all")
     dropped = {at for what, places in found.items() if choices[what] == "drop" for at in places}
     rows = [row for at, row in enumerate(train) if at not in dropped]
     if not rows:
@@ -79,7 +77,7 @@ def check_rows(train: Sequence[Row], validation: Sequence[Row], settings: DataSe
     return Checked(
         rows,
         tuple(
-            Finding(what, len(places), choices[what], _short(train[places[0]].text) if places else "")
+            Finding(what, len(places), choices[what], short(train[places[0]].text) if places else "")
             for what, places in found.items()
         ),
     )
@@ -115,8 +113,3 @@ _DONE: dict[Choice, str] = {"keep": "kept", "drop": "left out", "error": "an err
 
 def _key(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _short(text: str) -> str:
-    found = repr(text)
-    return found if len(found) <= _SHOWN_CHARACTERS else f"{found[: _SHOWN_CHARACTERS - 1]}…"

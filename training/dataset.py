@@ -11,7 +11,7 @@ from typing import Any
 from adapters.errors import DataError
 from training.checks import Finding, check_rows
 from training.recipe import DataSettings
-from training.rows import Row
+from training.rows import Row, short
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +107,9 @@ def _rows(settings: DataSettings, split: str) -> Iterator[Row]:
                 raise DataError(f"{where}: there is no column {column!r}, found {found}")
         text, label = record[settings.text], record[settings.label]
         if not isinstance(text, str) or not text.strip():
-            raise DataError(f"{where}: {settings.text} is {_short(text)}, expected text")
+            raise DataError(f"{where}: {settings.text} is {short(text)}, expected text")
         if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
-            raise DataError(f"{where}: {settings.label} is {_short(label)}, expected a label: text or a whole number")
+            raise DataError(f"{where}: {settings.label} is {short(label)}, expected a label: text or a whole number")
         yield Row(where, text, names.get(str(label), str(label)))
 
 
@@ -136,10 +136,10 @@ def _jsonl_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             try:
                 record = json.loads(line.decode("utf-8-sig"))
             except ValueError as error:
-                found = _short(line.decode("utf-8", "replace").strip())
+                found = short(line.decode("utf-8", "replace").strip())
                 raise DataError(f"{where}: {found} is no JSON in UTF-8 ({error})") from error
             if not isinstance(record, dict):
-                raise DataError(f"{where}: {_short(record)} is no JSON object with a text and a label")
+                raise DataError(f"{where}: {short(record)} is no JSON object with a text and a label")
             yield where, record
 
 
@@ -187,8 +187,3 @@ def _hub_records(settings: DataSettings, split: str) -> Iterator[tuple[str, Mapp
         else:
             # A ClassLabel column holds indices; -1 marks a row without a label and is refused as one.
             yield where, record | {settings.label: names[index] if 0 <= index < len(names) else None}
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,4 +1,4 @@
-"""A labelled text."""
+"""A labelled text, and how it is shown in messages."""
 
 from dataclasses import dataclass
 
@@ -10,3 +10,8 @@ class Row:
     where: str
     text: str
     label: str
+
+
+def short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

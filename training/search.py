@@ -7,6 +7,7 @@ Trials are kept in a database beside the runs, so a search that was stopped goes
 """
 
 import csv
+import hashlib
 import json
 import math
 import shutil
@@ -44,7 +45,6 @@ class Search:
     directory: Path
     best: float
     trials: int
-    pruned: int
 
 
 def search(recipe: Recipe, *, trials: int, runs: Path, console: Console) -> Search:
@@ -87,8 +87,7 @@ def search(recipe: Recipe, *, trials: int, runs: Path, console: Console) -> Sear
             _, fitted = learn(prepared, tried, place, Console(quiet=True), told)
         finally:
             shutil.rmtree(place, ignore_errors=True)
-        best = fitted.epochs[[epoch.number for epoch in fitted.epochs].index(fitted.best)]
-        return float(getattr(best, recipe.training.metric_for_best))
+        return max(float(getattr(epoch, recipe.training.metric_for_best)) for epoch in fitted.epochs)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
@@ -101,13 +100,11 @@ def search(recipe: Recipe, *, trials: int, runs: Path, console: Console) -> Sear
         study.optimize(objective, n_trials=max(0, trials - done), callbacks=[after])
     _write(study, directory, recipe)
     _print(study, console, recipe)
-    ended = [trial for trial in study.trials if trial.state.is_finished()]
     return Search(
         recipe=_with(recipe, study.best_params),
         directory=directory,
         best=study.best_value,
-        trials=len(ended),
-        pruned=sum(trial.state == optuna.trial.TrialState.PRUNED for trial in ended),
+        trials=sum(trial.state.is_finished() for trial in study.trials),
     )
 
 
@@ -131,8 +128,6 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
 
 
 def _digest(recipe: Recipe) -> str:
-    import hashlib
-
     return hashlib.sha256(json.dumps(recipe.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -19,6 +19,10 @@ HEADS = ("classifier", "score")
 """Module names that PEFT trains in full and saves of its own accord for sequence classification."""
 
 
+_ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout")
+"""What configurations call it: BERT, RoBERTa and DeBERTa; DistilBERT, ModernBERT and decoders."""
+
+
 @dataclass(frozen=True, slots=True)
 class BaseWithHead:
     """A base model ready to be trained on.
@@ -32,19 +36,30 @@ class BaseWithHead:
     fresh: frozenset[str]
 
 
-def load_base(base: BaseModelFiles, labels: tuple[str, ...], tokenizer: Any, seed: int) -> BaseWithHead:
+def load_base(
+    base: BaseModelFiles,
+    labels: tuple[str, ...],
+    tokenizer: Any,
+    seed: int,
+    attention_dropout: float | None = None,
+) -> BaseWithHead:
     """Load the base with a head for `labels`; whatever its weights lack is drawn with `seed`.
+
+    Args:
+        attention_dropout: in place of the base's own, while training.
 
     Raises:
         BaseModelError: it cannot be read as a sequence classifier.
     """
-    from transformers import AutoModelForSequenceClassification, set_seed
+    from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
     from engine.encoder import fresh_parameters
 
     set_seed(seed)
     try:
         with _quiet():
+            config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
+            dropout = {} if attention_dropout is None else {name: attention_dropout for name in _ATTENTION_DROPOUT}
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 base.directory,
                 id2label=dict(enumerate(labels)),
@@ -56,6 +71,7 @@ def load_base(base: BaseModelFiles, labels: tuple[str, ...], tokenizer: Any, see
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                **{name: value for name, value in dropout.items() if hasattr(config, name)},
             )
     except (OSError, ValueError) as error:
         raise BaseModelError(f"base model {base.id} cannot be read as a sequence classifier: {error}") from error

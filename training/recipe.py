@@ -101,9 +101,12 @@ class FitSettings(_Strict):
     """balanced: every class counts alike in the loss, however many texts it has."""
     group_by_length: bool = True
     """Batches of texts of like length: less padding, a little less random."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the matrix products while training; bf16 is the faster one where the device has it. Weights stay fp32, and
-    what is reported and published is computed in fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the matrix products while training; auto is bf16 where the device multiplies in it, else fp32. Weights stay
+    fp32, and what is reported and published is computed in fp32."""
+    attention_dropout: Fraction | None = 0.0
+    """In the base's own attention, while training; null leaves it as the base has it. With any, attention over long
+    texts is not one fused kernel on a CPU: a step over 512 tokens takes four times as long."""
     metric_for_best: Literal["accuracy", "macro_f1"] = "accuracy"
     early_stopping_patience: PositiveInt | None = None
     """Epochs without a better metric after which training ends."""

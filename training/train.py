@@ -71,7 +71,13 @@ def learn(
     from training.frozen import remembered_encoder
 
     if untrained is None:
-        untrained = load_base(prepared.base, prepared.dataset.labels, prepared.tokenizer, recipe.training.seed)
+        untrained = load_base(
+            prepared.base,
+            prepared.dataset.labels,
+            prepared.tokenizer,
+            recipe.training.seed,
+            recipe.training.attention_dropout,
+        )
     model = add_adapter(untrained, recipe)
     with remembered_encoder(model, prepared.tokens, prepared.collate) as learnt_from:
         fitted = fit(
@@ -108,7 +114,7 @@ def train(recipe: Recipe, *, registry: Path, runs: Path, console: Console) -> Ad
         soft_wrap=True,
     )
 
-    untrained = load_base(base, dataset.labels, tokenizer, recipe.training.seed)
+    untrained = load_base(base, dataset.labels, tokenizer, recipe.training.seed, recipe.training.attention_dropout)
     base_evaluation = evaluate(untrained.model, tokens.validation, collate)
     console.print(
         f"untrained base: accuracy {interval_text(base_evaluation.accuracy)}",

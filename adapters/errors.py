@@ -52,6 +52,10 @@ class DataError(TonearmError):
     """Training data is unusable; the message names the file and the line."""
 
 
+class TrainingError(TonearmError):
+    """A training run could not go on: no space, no memory. Nothing half done is published."""
+
+
 class BaseModelError(TonearmError):
     """The base model cannot be found, read or trusted."""
 

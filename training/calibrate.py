@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.evaluate import Evaluation, cross_entropy
+from training.evaluate import Evaluation, cross_entropy, decisions
 
 BINS = 10
 _LOWEST, _HIGHEST = 0.05, 20.0
@@ -27,10 +27,14 @@ class Calibration:
 
 
 def calibrate(evaluation: Evaluation) -> Calibration:
-    """Fit a temperature to validation logits, and say what it is worth on texts that it was not fitted on."""
-    logits, targets = evaluation.logits.astype(np.float64), evaluation.targets
+    """Fit a temperature to validation logits, and say what it is worth on texts that it was not fitted on.
+
+    Of a multi-label task each label of a text counts as a decision between yes and no.
+    """
+    logits, targets = decisions(evaluation.logits, evaluation.targets)
     before = calibration_error(softmax(logits), targets)
-    halves = np.arange(len(targets)) % 2
+    # By text: the decisions of one are not parted.
+    halves = np.arange(len(targets)) // (len(targets) // len(evaluation.targets)) % 2
     scores = np.empty_like(logits)
     for half in (0, 1):
         fitted, judged = halves != half, halves == half
@@ -46,8 +50,8 @@ def fit_temperature(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> 
     """The temperature with the least cross-entropy.
 
     Args:
-        logits: [N, C].
-        targets: [N] label indices.
+        logits: [M, K], of M decisions.
+        targets: [M] which alternative is true.
     """
     from scipy.optimize import minimize_scalar
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from training.checks import finding_sentences
+from training.evaluate import Evaluation
 from training.outcome import Outcome
 from training.report import (
     calibration_sentence,
@@ -17,6 +18,8 @@ from training.report import (
     interval_text,
     overfitting_sentence,
     recipe_fields,
+    seeds_sentence,
+    transfer_sentence,
 )
 
 _CARD = """\
@@ -37,8 +40,7 @@ score {chance:.3f}. *Base* is the untrained base, with the head it has before tr
 
 | | accuracy | macro-F1 | loss |
 | --- | --- | --- | --- |
-| base | {base_accuracy} | {base_f1} | {base_loss:.3f} |
-| **{name}** | {tuned_accuracy} | {tuned_f1} | {tuned_loss:.3f} |
+{stages}
 
 {comparison}
 
@@ -50,7 +52,7 @@ score {chance:.3f}. *Base* is the untrained base, with the head it has before tr
 
 ![What the scores are worth](report/calibration.png)
 
-{overfitting}
+{overfitting}{more}
 
 {trained:,} parameters were trained, for {train_min:.1f} minutes. The recipe:
 
@@ -66,7 +68,7 @@ were longer than {max_tokens} tokens and lost the {lost_side} of the text. SHA-2
 ## Limits
 
 - It was measured on one data set. Text of another kind, length or language is untested.
-- Labels are always one of {labels}, also for text that is none of them.
+- {given}
 - {calibration}
 - Text over {max_tokens} tokens is cut, and the {lost_side} is not read.
 - The manifest, `tonearm.json`, holds {golden_n} short texts{golden_from} with their logits, so that every load can
@@ -93,7 +95,7 @@ model = PeftModel.from_pretrained(base, "path/to/this/directory").eval()
 def write_card(directory: Path, outcome: Outcome) -> None:
     """Write README.md, in place of the one that `save_pretrained` left."""
     recipe, data = outcome.recipe, outcome.recipe.data
-    base, tuned = outcome.base_evaluation, outcome.tuned_evaluation
+    tuned = outcome.tuned_evaluation
     front = {
         "license": "apache-2.0",
         "base_model": outcome.base_id,
@@ -103,6 +105,7 @@ def write_card(directory: Path, outcome: Outcome) -> None:
         "datasets": [outcome.dataset.name],
         "metrics": ["accuracy", "f1"],
     }
+    labels = ", ".join(f"`{label}`" for label in outcome.dataset.labels)
     body = json.dumps({"text": outcome.golden[0].text}, ensure_ascii=False)
     card = _CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
@@ -111,15 +114,14 @@ def write_card(directory: Path, outcome: Outcome) -> None:
         kind=f"LoRA adapter of rank {recipe.lora.rank}" if recipe.lora else "classification head, without LoRA,",
         base_id=outcome.base_id,
         revision=f" at `{outcome.base.revision}`" if outcome.base.revision else "",
-        labels=", ".join(f"`{label}`" for label in outcome.dataset.labels),
+        labels=labels,
+        given=f"Labels are always one of {labels}, also for text that is none of them."
+        if not tuned.multi_label
+        else f"Each of {labels} is given where its score is at least 0.5; a text may have none.",
         n=tuned.accuracy.n,
         chance=chance(outcome),
-        base_accuracy=interval_text(base.accuracy),
-        base_f1=interval_text(base.macro_f1),
-        base_loss=base.loss,
-        tuned_accuracy=interval_text(tuned.accuracy),
-        tuned_f1=interval_text(tuned.macro_f1),
-        tuned_loss=tuned.loss,
+        stages="\n".join(_stage(name, evaluation, outcome) for name, evaluation in outcome.stages),
+        more="".join(f" {sentence}" for sentence in _more(outcome)),
         comparison=comparison_sentence(outcome),
         examples=_examples(outcome),
         overfitting=overfitting_sentence(outcome.fit),
@@ -146,6 +148,25 @@ def write_card(directory: Path, outcome: Outcome) -> None:
         classes=len(outcome.dataset.labels),
     )
     (directory / "README.md").write_text(card, encoding="utf-8")
+
+
+def _stage(name: str, evaluation: Evaluation, outcome: Outcome) -> str:
+    shown = f"**{name}**" if evaluation is outcome.tuned_evaluation else name
+    figures = f"{interval_text(evaluation.accuracy)} | {interval_text(evaluation.macro_f1)} | {evaluation.loss:.3f}"
+    return f"| {shown} | {figures} |"
+
+
+def _more(outcome: Outcome) -> list[str]:
+    found = []
+    if len(outcome.members) > 1:
+        found.append(seeds_sentence(outcome.members, outcome.recipe))
+    if outcome.transfer is not None:
+        found.append(f"It started from `{outcome.transfer.adapter}`.")
+        if outcome.transfer.plain:
+            found.append(transfer_sentence(outcome.transfer, outcome.members, outcome.recipe))
+    if outcome.search is not None:
+        found.append(f"Its learning rate, rank and dropout are the best of {outcome.search.trials} trials.")
+    return found
 
 
 def _examples(outcome: Outcome) -> str:

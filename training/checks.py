@@ -47,16 +47,16 @@ def check_rows(train: Sequence[Row], validation: Sequence[Row], settings: DataSe
         DataError: something was found that the recipe makes an error of, or nothing would be left.
     """
     keys = [_key(row.text) for row in train]
-    labels: defaultdict[str, set[str]] = defaultdict(set)
+    labels: defaultdict[str, set[tuple[str, ...]]] = defaultdict(set)
     for key, row in zip(keys, train, strict=True):
-        labels[key].add(row.label)
+        labels[key].add(row.labels)
     measured = {_key(row.text) for row in validation}
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, tuple[str, ...]]] = set()
     found: dict[str, list[int]] = {"duplicates": [], "conflicts": [], "leakage": []}
     for at, (key, row) in enumerate(zip(keys, train, strict=True)):
-        if (key, row.label) in seen:
+        if (key, row.labels) in seen:
             found["duplicates"].append(at)
-        seen.add((key, row.label))
+        seen.add((key, row.labels))
         if len(labels[key]) > 1:
             found["conflicts"].append(at)
         if key in measured:
@@ -97,9 +97,9 @@ def finding_sentences(findings: Sequence[Finding], *, examples: bool) -> list[st
     ]
 
 
-def balance(labels: Sequence[str], targets: Sequence[int]) -> dict[str, int]:
+def balance(labels: Sequence[str], targets: Sequence[tuple[int, ...]]) -> dict[str, int]:
     """Texts by label, in the order of the logits."""
-    counts = Counter(targets)
+    counts = Counter(label for target in targets for label in target)
     return {label: counts[at] for at, label in enumerate(labels)}
 
 

@@ -16,10 +16,10 @@ from training.rows import Row, short
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Texts and, for each, the index of its label."""
+    """Texts and, for each, the indices of its labels: one, or for a multi-label task any number."""
 
     texts: tuple[str, ...]
-    targets: tuple[int, ...]
+    targets: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -31,7 +31,9 @@ class Dataset:
 
     Attributes:
         labels: in the order of the logits.
-        sha256: digest of the training rows, in their order: JSON [text, label], one a line.
+        sha256: digest of the training rows, in their order: JSON [text, label], one a line; of a multi-label task
+            JSON [text, [label, …]].
+        validation_sha256: of the validation rows, likewise.
         findings: what was to be said of the training rows.
     """
 
@@ -40,39 +42,58 @@ class Dataset:
     train: Split
     validation: Split
     sha256: str
+    validation_sha256: str
     findings: tuple[Finding, ...] = ()
 
 
-def load_dataset(settings: DataSettings) -> Dataset:
+def load_dataset(settings: DataSettings, *, multi_label: bool = False) -> Dataset:
     """Read both splits.
+
+    Args:
+        multi_label: a row's labels are a list, or text with separators in it.
 
     Raises:
         DataError: a file or a row is unusable; names the file, the line, what was found and what was expected.
     """
-    train = list(_rows(settings, settings.train))
+    train = list(_rows(settings, settings.train, multi_label))
     if settings.validation is None:
         train, validation = _set_aside(train, settings.validation_share)
     else:
-        validation = list(_rows(settings, settings.validation))
+        validation = list(_rows(settings, settings.validation, multi_label))
     for rows, split in ((train, settings.train), (validation, settings.validation or "what is set aside")):
         if not rows:
             raise DataError(f"{split} holds no rows, expected at least one labelled text")
     checked = check_rows(train, validation, settings)
     train = checked.rows
-    labels = settings.labels or _discover({row.label for row in train})
+    labels = settings.labels or _discover({label for row in train for label in row.labels})
+    if not labels:
+        raise DataError(f"{settings.train} holds no label at all, expected at least two")
     if len(labels) < 2:
         raise DataError(f"{settings.train} holds the one label {labels[0]!r}, expected at least two")
-    lines = (json.dumps([row.text, row.label], ensure_ascii=False) + "\n" for row in train)
-    digest = hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
-    name = settings.hub or settings.name
-    return Dataset(name, labels, _split(train, labels), _split(validation, labels), digest, checked.findings)
+    return Dataset(
+        settings.hub or settings.name,
+        labels,
+        _split(train, labels),
+        _split(validation, labels),
+        _digest(train, multi_label),
+        _digest(validation, multi_label),
+        checked.findings,
+    )
+
+
+def _digest(rows: Iterable[Row], multi_label: bool) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        line = json.dumps([row.text, row.labels if multi_label else row.labels[0]], ensure_ascii=False) + "\n"
+        digest.update(line.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
 
 
 def _set_aside(rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
     """Of each label the rows whose texts have the smallest digests: the same every time, whatever their order."""
-    by_label: dict[str, set[str]] = {}
+    by_label: dict[tuple[str, ...], set[str]] = {}
     for row in rows:
-        by_label.setdefault(row.label, set()).add(row.text)
+        by_label.setdefault(row.labels, set()).add(row.text)
     chosen = set()
     for texts in by_label.values():
         ordered = sorted(texts, key=lambda text: hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
@@ -89,16 +110,17 @@ def _discover(found: set[str]) -> tuple[str, ...]:
 def _split(rows: Iterable[Row], labels: tuple[str, ...]) -> Split:
     index = {label: position for position, label in enumerate(labels)}
     texts: list[str] = []
-    targets: list[int] = []
+    targets: list[tuple[int, ...]] = []
     for row in rows:
-        if row.label not in index:
-            raise DataError(f"{row.where}: label is {row.label!r}, expected one of {', '.join(labels)}")
+        for label in row.labels:
+            if label not in index:
+                raise DataError(f"{row.where}: label is {label!r}, expected one of {', '.join(labels)}")
         texts.append(row.text)
-        targets.append(index[row.label])
+        targets.append(tuple(sorted(index[label] for label in row.labels)))
     return Split(tuple(texts), tuple(targets))
 
 
-def _rows(settings: DataSettings, split: str) -> Iterator[Row]:
+def _rows(settings: DataSettings, split: str, multi_label: bool) -> Iterator[Row]:
     names = {str(label): name for label, name in settings.label_names.items()}
     for where, record in _records(settings, split):
         for column in (settings.text, settings.label):
@@ -108,9 +130,31 @@ def _rows(settings: DataSettings, split: str) -> Iterator[Row]:
         text, label = record[settings.text], record[settings.label]
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: {settings.text} is {short(text)}, expected text")
-        if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
+        if multi_label:
+            chosen = _several(label, settings.label_separator)
+            if chosen is None:
+                expected = f"a list of labels, or labels with {settings.label_separator!r} between them"
+                raise DataError(f"{where}: {settings.label} is {short(label)}, expected {expected}")
+            yield Row(where, text, tuple(sorted({names.get(one, one) for one in chosen})))
+        elif _is_label(label):
+            yield Row(where, text, (names.get(str(label), str(label)),))
+        else:
             raise DataError(f"{where}: {settings.label} is {short(label)}, expected a label: text or a whole number")
-        yield Row(where, text, names.get(str(label), str(label)))
+
+
+def _several(value: object, separator: str) -> list[str] | None:
+    """The labels of a multi-label row, which may be none; None if they are written wrong."""
+    if value == "":
+        return []
+    found = value.split(separator) if isinstance(value, str) else value
+    # An empty name between two separators is a slip.
+    if not isinstance(found, list | tuple) or not all(map(_is_label, found)):
+        return None
+    return [str(one).strip() for one in found]
+
+
+def _is_label(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool) and bool(str(value).strip())
 
 
 def _records(settings: DataSettings, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

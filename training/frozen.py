@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -59,11 +60,8 @@ def remembered_encoder(model: Any, tokens: TokenisedDataset, collate: Collate) -
 
 
 def _numbered(split: TokenisedSplit, start: int) -> TokenisedSplit:
-    rows = [
-        {"input_ids": [number], "attention_mask": [1], "labels": row["labels"]}
-        for number, row in enumerate(split.rows, start)
-    ]
-    return TokenisedSplit(rows, split.truncated)
+    ids = np.arange(start, start + len(split), dtype=np.int32)
+    return TokenisedSplit(ids, np.arange(len(split) + 1), split.targets, split.truncated)
 
 
 @torch.no_grad()
@@ -71,11 +69,13 @@ def _first_tokens(encoder: nn.Module, split: TokenisedSplit, collate: Collate) -
     """The encoder's last hidden state at the first token of every text, [N, D] fp32 on the CPU."""
     encoder.eval()
     device = next(encoder.parameters()).device
-    order = sorted(range(len(split)), key=lambda at: len(split.rows[at]["input_ids"]))
+    order = np.argsort(split.lengths, kind="stable").tolist()
     found: dict[int, torch.Tensor] = {}
     for start in range(0, len(order), EVALUATION_BATCH):
         part = order[start : start + EVALUATION_BATCH]
-        batch = collate([{key: split.rows[at][key] for key in ("input_ids", "attention_mask")} for at in part])
+        batch = collate(
+            [{key: row[key] for key in ("input_ids", "attention_mask")} for row in map(split.__getitem__, part)]
+        )
         hidden = encoder(**{key: value.to(device) for key, value in batch.items()}).last_hidden_state[:, 0]
         found |= dict(zip(part, hidden.float().cpu(), strict=True))
     return torch.stack([found[at] for at in range(len(split))])

@@ -14,19 +14,21 @@ _EXCERPT_WORDS = 16
 
 
 def choose_texts(split: Split, tokens: TokenisedSplit, evaluation: Evaluation) -> tuple[str, ...]:
-    """A text of middling length for each predicted label (eight at most), then a spread of lengths up to four.
+    """A text of middling length for each label, or set of labels, that is predicted (eight at most), then a spread of
+    lengths up to four.
 
     Where all texts are long, beginnings of the shortest ones stand in.
     """
-    lengths = [len(row["input_ids"]) for row in tokens.rows]
+    lengths = tokens.lengths.tolist()
     short = sorted((index for index, n in enumerate(lengths) if n <= MAX_GOLDEN_TOKENS), key=lengths.__getitem__)
     if not short:
         order = sorted(range(len(split)), key=lengths.__getitem__)
         excerpts = (" ".join(split.texts[index].split()[:_EXCERPT_WORDS]) for index in order)
         return tuple(dict.fromkeys(excerpts))[:_MIN_GOLDEN]
-    by_label: dict[int, list[int]] = {}
+    by_label: dict[tuple[int, ...], list[int]] = {}
+    predicted = evaluation.predicted
     for index in short:
-        by_label.setdefault(int(evaluation.predicted[index]), []).append(index)
+        by_label.setdefault(tuple(predicted[index].nonzero()[0].tolist()), []).append(index)
     chosen = [indices[len(indices) // 2] for _, indices in sorted(by_label.items())][:_MAX_GOLDEN]
     spread = [short[len(short) * part // 8] for part in range(8)]
     # dict.fromkeys: each text once, in this order.

@@ -1,9 +1,11 @@
 """The base with a classification head on it, and PEFT around both."""
 
+import importlib.util
 import json
+import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 from adapters.base_model import BaseModelFiles
 from adapters.errors import BaseModelError, SettingsError
-from adapters.manifest import PEFT_CONFIG, PEFT_WEIGHTS
+from adapters.manifest import MANIFEST, PEFT_CONFIG, PEFT_WEIGHTS, read_manifest
 from adapters.peft_config import DUMMY_TARGETS
 from training.recipe import Recipe
 
@@ -42,14 +44,18 @@ def load_base(
     tokenizer: Any,
     seed: int,
     attention_dropout: float | None = None,
+    *,
+    quantised: bool = False,
 ) -> BaseWithHead:
     """Load the base with a head for `labels`; whatever its weights lack is drawn with `seed`.
 
     Args:
         attention_dropout: in place of the base's own, while training.
+        quantised: its linear modules, but for the head, in 4-bit NormalFloat.
 
     Raises:
         BaseModelError: it cannot be read as a sequence classifier.
+        SettingsError: quantised, and the package for it is not there.
     """
     from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
 
@@ -59,12 +65,11 @@ def load_base(
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
-            dropout = {} if attention_dropout is None else {name: attention_dropout for name in _ATTENTION_DROPOUT}
+            dropout = {} if attention_dropout is None else dict.fromkeys(_ATTENTION_DROPOUT, attention_dropout)
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 base.directory,
                 id2label=dict(enumerate(labels)),
                 label2id={label: index for index, label in enumerate(labels)},
-                problem_type="single_label_classification",
                 # A base may come with a head for other labels: it is replaced by a fresh one.
                 ignore_mismatched_sizes=True,
                 dtype="float32",
@@ -72,6 +77,7 @@ def load_base(
                 trust_remote_code=False,
                 output_loading_info=True,
                 **{name: value for name, value in dropout.items() if hasattr(config, name)},
+                **(_four_bit() if quantised else {}),
             )
     except (OSError, ValueError) as error:
         raise BaseModelError(f"base model {base.id} cannot be read as a sequence classifier: {error}") from error
@@ -79,8 +85,27 @@ def load_base(
     return BaseWithHead(model, fresh_parameters(loading))
 
 
-def add_adapter(base: BaseWithHead, recipe: Recipe) -> Any:
+def _four_bit() -> dict[str, Any]:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise SettingsError("quantise", "4bit", "the package bitsandbytes: pip install 'tonearm[qlora]'")
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+        llm_int8_skip_modules=list(HEADS),
+    )
+    return {"quantization_config": quantisation, "device_map": {"": 0} if torch.cuda.is_available() else "cpu"}
+
+
+def add_adapter(base: BaseWithHead, recipe: Recipe, labels: Sequence[str]) -> Any:
     """Freeze the base and put the recipe's LoRA (or none) and the trainable head on it.
+
+    Args:
+        labels: in the order of the logits; a warm start takes a head over only if it is for these.
 
     Returns:
         A `peft.PeftModel`; the base's modules are changed in place.
@@ -115,7 +140,7 @@ def add_adapter(base: BaseWithHead, recipe: Recipe) -> Any:
         targets_text = recipe.lora.targets if recipe.lora else None
         raise SettingsError("lora.targets", targets_text, f"linear modules of the base ({error})") from error
     if recipe.warm_start_from is not None:
-        _warm_start(model, Path(recipe.warm_start_from))
+        _warm_start(model, Path(recipe.warm_start_from), labels)
     return model
 
 
@@ -141,19 +166,93 @@ def reload(directory: Path, base: BaseModelFiles, labels: tuple[str, ...], token
     return model.eval()
 
 
-def _warm_start(model: Any, directory: Path) -> None:
-    """Begin with another adapter's tensors where name and shape are the same (its head may have other labels)."""
+def _warm_start(model: Any, directory: Path, labels: Sequence[str]) -> None:
+    """Begin with another adapter: its LoRA, exactly, and its head if that is for the same labels.
+
+    A LoRA of a lower rank is padded with zeros in B (so the rest of A is free to be what it was drawn), one of another
+    scale is rescaled.
+
+    Raises:
+        SettingsError: there is no adapter, or its LoRA cannot be had in this recipe's shape.
+    """
     import safetensors.torch
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import set_peft_model_state_dict
 
     if not (directory / PEFT_WEIGHTS).is_file():
         raise SettingsError("warm_start_from", directory.name, f"an adapter directory with {PEFT_WEIGHTS}")
     theirs = safetensors.torch.load_file(directory / PEFT_WEIGHTS)
-    ours = get_peft_model_state_dict(model, save_embedding_layers=False)
-    fitting = {key: tensor for key, tensor in theirs.items() if key in ours and ours[key].shape == tensor.shape}
-    if not fitting:
-        raise SettingsError("warm_start_from", directory.name, "an adapter with tensors of this recipe's shape")
-    set_peft_model_state_dict(model, ours | fitting)
+    ours = trained_state(model)
+    same_labels = _labels(directory) in (None, tuple(labels))
+    scale = _scale(directory, theirs) / _scale_of(model.peft_config["default"])
+    start = {}
+    for key, tensor in theirs.items():
+        is_head = any(part in HEADS for part in key.split("."))
+        if is_head and (not same_labels or key not in ours or ours[key].shape != tensor.shape):
+            continue
+        if key not in ours:
+            expected = f"an adapter of the modules that this recipe trains; {key} is none of them"
+            raise SettingsError("warm_start_from", directory.name, expected)
+        in_b = ".lora_B." in key
+        fitting = tensor * scale if in_b else tensor
+        if ".lora_" in key and tensor.shape != ours[key].shape:
+            fitting = _widened(fitting, ours[key], in_b=in_b)
+        if fitting is None or fitting.shape != ours[key].shape:
+            expected = f"an adapter whose {key} fits {list(ours[key].shape)}; it is {list(tensor.shape)}"
+            raise SettingsError("warm_start_from", directory.name, expected)
+        start[key] = fitting
+    if not start:
+        raise SettingsError("warm_start_from", directory.name, "an adapter with something that this recipe trains")
+    set_peft_model_state_dict(model, ours | start)
+
+
+def _widened(tensor: Any, mine: Any, *, in_b: bool) -> Any:
+    """A [r, D_in] or B [D_out, r] in a larger rank; None if it is a smaller one or the module is another."""
+    rank_axis = 1 if in_b else 0
+    rank = tensor.shape[rank_axis]
+    if tensor.shape[1 - rank_axis] != mine.shape[1 - rank_axis] or rank > mine.shape[rank_axis]:
+        return None
+    wide = mine.clone()
+    if in_b:
+        wide[:, :rank], wide[:, rank:] = tensor, 0
+    else:
+        wide[:rank] = tensor
+    return wide
+
+
+def _labels(directory: Path) -> tuple[str, ...] | None:
+    """Of an adapter with a manifest; None for one made by plain PEFT, which has none."""
+    return read_manifest(directory).labels if (directory / MANIFEST).is_file() else None
+
+
+def _scale(directory: Path, tensors: Mapping[str, Any]) -> float:
+    from peft import PeftConfig
+
+    if not any(".lora_B." in key for key in tensors):
+        return 1.0
+    config = PeftConfig.from_pretrained(str(directory))
+    if config.alpha_pattern or config.rank_pattern:
+        raise SettingsError("warm_start_from", directory.name, "an adapter with one rank and alpha for all modules")
+    return _scale_of(config)
+
+
+def _scale_of(config: Any) -> float:
+    """What PEFT multiplies B A by."""
+    return float(config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))
+
+
+def trained_state(model: Any) -> dict[str, Any]:
+    """Copies of all that the adapter is, by PEFT's names."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {key: tensor.detach().clone().cpu() for key, tensor in state.items()}
+
+
+def set_trained_state(model: Any, state: Mapping[str, Any]) -> None:
+    """The opposite of `trained_state`."""
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, dict(state))
 
 
 def save(model: Any, directory: Path, base_id: str, revision: str | None) -> None:

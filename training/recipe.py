@@ -50,7 +50,9 @@ class DataSettings(_Strict):
     text: str = "text"
     """Column of the text."""
     label: str = "label"
-    """Column of the label."""
+    """Column of the label; for a multi-label task of a list of labels, or of text with `label_separator` in it."""
+    label_separator: Annotated[str, Field(min_length=1)] = ","
+    """Between the labels of a multi-label row where they are text, as in CSV."""
     labels: tuple[str, ...] | None = None
     """Labels in the order of the logits; by default those of the training rows, sorted."""
     label_names: dict[str | int, str] = {}
@@ -85,6 +87,23 @@ class LoraSettings(_Strict):
     """Module names as PEFT matches them: the end of the dotted name."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank) (Kalajdzievski, arXiv 2312.03732)."""
+    learning_rate_ratio: Annotated[float, Field(ge=1)] = 1
+    """LoRA+: the learning rate of B over that of A (Hayou et al., arXiv 2402.12354)."""
+
+
+class TransferSettings(_Strict):
+    """What is learnt before the recipe's own adapter, published as an adapter of its own, and started from."""
+
+    recipe: str | None = None
+    """A first task: another recipe, relative to this one. Where the registry's newest version of its name is what it
+    would train, that is taken. Left out, the first stage is this recipe's head alone, on the frozen encoder,
+    published as `<name>-head`."""
+    epochs: PositiveInt = 12
+    """Of the head alone."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Of the head alone."""
+    compare: bool = False
+    """Train without this stage, too, with the same seeds, and report what it brings."""
 
 
 class FitSettings(_Strict):
@@ -92,6 +111,9 @@ class FitSettings(_Strict):
 
     epochs: PositiveInt = 5
     batch_size: PositiveInt = 32
+    """Texts a step, over all processes."""
+    gradient_accumulation_steps: PositiveInt = 1
+    """Batches whose gradients make one step: what a larger batch would do, in the memory of a smaller one."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup_ratio: Fraction = 0.1
@@ -110,7 +132,9 @@ class FitSettings(_Strict):
     metric_for_best: Literal["accuracy", "macro_f1"] = "accuracy"
     early_stopping_patience: PositiveInt | None = None
     """Epochs without a better metric after which training ends."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seeds: Annotated[int, Field(ge=1, le=100)] = 1
+    """So many runs, with `seed` and those after it. The best is published; the spread is in the report."""
 
 
 class Recipe(_Strict):
@@ -118,6 +142,8 @@ class Recipe(_Strict):
 
     name: Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
     description: str = ""
+    task: Literal["single_label", "multi_label"] = "single_label"
+    """multi_label: a text has any number of the labels, each with a score of its own."""
     base_model: str = DEFAULT_BASE_MODEL
     """`org/name`, `org/name@revision`, or a directory relative to the recipe that begins with a dot or slash."""
     data: DataSettings
@@ -129,11 +155,27 @@ class Recipe(_Strict):
     modules_to_save: tuple[str, ...] = ()
     """Modules trained in full and saved with the adapter, besides the head and whatever the base does not hold."""
     warm_start_from: str | None = None
-    """Adapter directory, relative to the recipe, whose tensors of the same name and shape are the start."""
+    """Adapter directory, relative to the recipe, to start from: its LoRA, and its head if the labels are the same."""
+    transfer: TransferSettings | None = None
+    quantise: Literal["4bit"] | None = None
+    """QLoRA: train on a base in 4-bit NormalFloat (Dettmers et al., arXiv 2305.14314); needs `tonearm[qlora]`. What is
+    measured and published is the adapter on the base as it is served, unquantised."""
     example_texts: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts for the golden examples and the card. Without any, validation texts are taken, and so published: set it
     where the data is not yours to publish."""
     training: FitSettings = FitSettings()
+    report_to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Trackers that are told of losses and metrics as they come; each needs its own package."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.transfer is not None and self.warm_start_from is not None:
+            raise ValueError("transfer and warm_start_from are two starts: leave one of them out")
+        if self.transfer is not None and self.transfer.recipe is None and self.lora is None:
+            raise ValueError("transfer without a recipe trains the head alone, and so does lora: null: leave one out")
+        if self.quantise is not None and self.lora is None:
+            raise ValueError("quantise needs a LoRA: a head alone learns on the encoder as it is")
+        return self
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -215,6 +257,8 @@ def _relocate(content: dict[str, Any], directory: Path, into: Path) -> None:
     if isinstance(data, dict) and data.get("hub") is None:
         for key in ("train", "validation"):
             move(data, key)
+    if isinstance(transfer := content.get("transfer"), dict):
+        move(transfer, "recipe")
     move(content, "warm_start_from")
     if str(content.get("base_model", "")).startswith((".", "~")):
         move(content, "base_model")
@@ -257,7 +301,12 @@ def _settings_error(error: ValidationError) -> SettingsError:
 
 
 def _keys(place: Sequence[str]) -> list[str]:
-    section: Mapping[str, type[BaseModel]] = {"data": DataSettings, "lora": LoraSettings, "training": FitSettings}
+    section: Mapping[str, type[BaseModel]] = {
+        "data": DataSettings,
+        "lora": LoraSettings,
+        "training": FitSettings,
+        "transfer": TransferSettings,
+    }
     return list((section[place[0]] if place else Recipe).model_fields)
 
 
@@ -272,6 +321,9 @@ def _located(recipe: Recipe, directory: Path) -> Recipe:
         given = {"train": recipe.data.train, "validation": recipe.data.validation}
         paths = {key: locate(f"data.{key}", path) for key, path in given.items() if path is not None}
         changes["data"] = recipe.data.model_copy(update=paths)
+    if recipe.transfer is not None and recipe.transfer.recipe is not None:
+        first = locate("transfer.recipe", recipe.transfer.recipe)
+        changes["transfer"] = recipe.transfer.model_copy(update={"recipe": first})
     if recipe.warm_start_from is not None:
         changes["warm_start_from"] = locate("warm_start_from", recipe.warm_start_from)
     if recipe.base_model.startswith((".", "/", "~")):

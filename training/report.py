@@ -1,7 +1,9 @@
-"""The report: `metrics.json`, the plots, the table on the terminal, and the sentences in words."""
+"""The report in figures and in words: `metrics.json`, the table on the terminal, the sentences."""
 
 import dataclasses
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +13,38 @@ from rich.markup import escape
 from rich.table import Table
 
 from adapters.manifest import Metric
-from training.calibrate import reliability, softmax
 from training.checks import balance
+from training.evaluate import Evaluation
 from training.fit import Fit
-from training.outcome import Outcome
+from training.outcome import Outcome, Transfer
+from training.plots import plots
+from training.recipe import Recipe
+from training.runs import Member
 from training.tokenise import TokenisedSplit
 
 REPORT = "report"
+METRICS = f"{REPORT}/metrics.json"
 
 _PARTED = 0.05
 """Share by which validation loss must exceed its lowest value for the losses to count as parted."""
 
-_MAX_ANNOTATED_LABELS = 12
-_BLUE, _ORANGE, _GREY = "#2a6fbb", "#d9722e", "#555555"
-
 
 def write_report(directory: Path, outcome: Outcome) -> None:
-    """Write `report/` into an adapter directory."""
+    """Write `report/` into an adapter directory: `metrics.json` and the plots."""
     report = directory / REPORT
     report.mkdir()
     content = json.dumps(_metrics(outcome), indent=2, ensure_ascii=False)
-    (report / "metrics.json").write_text(content + "\n", encoding="utf-8")
-    _plot_curves(report / "curves.png", outcome)
-    _plot_confusion(report / "confusion.png", outcome)
-    _plot_calibration(report / "calibration.png", outcome)
+    (directory / METRICS).write_text(content + "\n", encoding="utf-8")
+    for name, plot in plots(outcome).items():
+        (report / name).write_bytes(plot)
 
 
 def print_report(console: Console, outcome: Outcome) -> None:
-    """Base and tuned side by side, and the sentences in words."""
-    table = Table(title=f"{outcome.recipe.name}: base and tuned on the same {len(outcome.tokens.validation)} texts")
+    """The stages side by side, and the sentences in words."""
+    table = Table(title=f"{outcome.recipe.name}: the same {len(outcome.tokens.validation)} validation texts")
     for header in ("", "accuracy", "macro-F1", "loss"):
         table.add_column(header)
-    for name, evaluation in (("base", outcome.base_evaluation), ("tuned", outcome.tuned_evaluation)):
+    for name, evaluation in outcome.stages:
         loss = f"{evaluation.loss:.3f}"
         table.add_row(name, interval_text(evaluation.accuracy), interval_text(evaluation.macro_f1), loss)
     console.print(table)
@@ -53,25 +55,43 @@ def print_report(console: Console, outcome: Outcome) -> None:
         # A text may hold brackets, which rich would take for markup.
         examples.add_row(*map(escape, row))
     console.print(examples)
-    console.print(comparison_sentence(outcome), highlight=False, soft_wrap=True)
-    console.print(overfitting_sentence(outcome.fit), highlight=False, soft_wrap=True)
-    console.print(calibration_sentence(outcome), highlight=False, soft_wrap=True)
+    for sentence in sentences(outcome):
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+
+
+def sentences(outcome: Outcome) -> list[str]:
+    """What is to be known of a run, in words."""
+    found = [comparison_sentence(outcome), overfitting_sentence(outcome.fit)]
+    if len(outcome.members) > 1:
+        found.append(seeds_sentence(outcome.members, outcome.recipe))
+    if outcome.transfer is not None and outcome.transfer.plain:
+        found.append(transfer_sentence(outcome.transfer, outcome.members, outcome.recipe))
+    return [*found, calibration_sentence(outcome)]
 
 
 def interval_text(metric: Metric) -> str:
     return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
 
 
+def label_text(outcome: Outcome, chosen: Sequence[int]) -> str:
+    """Labels of one text, as people read them."""
+    return ", ".join(outcome.dataset.labels[at] for at in chosen) or "none"
+
+
+def predicted_text(outcome: Outcome, evaluation: Evaluation, index: int) -> str:
+    return label_text(outcome, evaluation.predicted[index].nonzero()[0].tolist())
+
+
 def example_rows(outcome: Outcome) -> list[tuple[str, str, str, str]]:
     """(text, true label, base's label, adapter's label) of the golden texts that are validation texts as they stand."""
-    validation, labels = outcome.dataset.validation, outcome.dataset.labels
+    validation = outcome.dataset.validation
     rows = []
     for example in outcome.golden:
         if example.text in validation.texts:
             index = validation.texts.index(example.text)
-            base = labels[outcome.base_evaluation.predicted[index]]
-            tuned = labels[outcome.tuned_evaluation.predicted[index]]
-            rows.append((example.text, labels[validation.targets[index]], base, tuned))
+            base = predicted_text(outcome, outcome.base_evaluation, index)
+            tuned = predicted_text(outcome, outcome.tuned_evaluation, index)
+            rows.append((example.text, label_text(outcome, validation.targets[index]), base, tuned))
     return rows
 
 
@@ -88,6 +108,14 @@ def comparison_sentence(outcome: Outcome) -> str:
     return f"The adapter is {'better' if comparison.gained > comparison.lost else 'worse'} than the base: {counts}."
 
 
+def parted_after(fit: Fit) -> int | None:
+    """The epoch after which validation loss rises while train loss falls; None where they go together."""
+    lowest = min(fit.epochs, key=lambda epoch: epoch.validation_loss)
+    last = fit.epochs[-1]
+    risen = last.validation_loss > lowest.validation_loss * (1 + _PARTED)
+    return lowest.number if risen and last.train_loss < lowest.train_loss else None
+
+
 def overfitting_sentence(fit: Fit) -> str:
     """Whether train and validation loss part, in words."""
     if len(fit.epochs) < 2:
@@ -95,8 +123,7 @@ def overfitting_sentence(fit: Fit) -> str:
     lowest = min(fit.epochs, key=lambda epoch: epoch.validation_loss)
     last = fit.epochs[-1]
     kept = f"The weights kept are those of epoch {fit.best}"
-    risen = last.validation_loss > lowest.validation_loss * (1 + _PARTED)
-    if risen and last.train_loss < lowest.train_loss:
+    if parted_after(fit) is not None:
         after = " (after the losses parted)" if fit.best > lowest.number else ""
         return (
             f"Train and validation loss part after epoch {lowest.number}: by epoch {last.number} train loss falls from "
@@ -121,29 +148,74 @@ def calibration_sentence(outcome: Outcome) -> str:
     )
 
 
+def seeds_sentence(members: Sequence[Member], recipe: Recipe) -> str:
+    """How much of a result is the seed's, in words."""
+    metric = recipe.training.metric_for_best
+    values = np.array([getattr(member, metric) for member in members])
+    best = members[int(values.argmax())]
+    return (
+        f"Over {len(values)} seeds {_words(metric)} is {values.mean():.4f} in the mean, standard deviation "
+        f"{values.std(ddof=1):.4f}, from {values.min():.4f} to {values.max():.4f}; published is seed {best.seed}, the "
+        "best, which validation chose."
+    )
+
+
+def transfer_sentence(transfer: Transfer, members: Sequence[Member], recipe: Recipe) -> str:
+    """What the stage before brings, seed by seed, in words. The interval is Student's t, over the seeds alone."""
+    from scipy.stats import t
+
+    metric = recipe.training.metric_for_best
+    pairs = zip(members, transfer.plain, strict=True)
+    gains = np.array([getattr(member, metric) - getattr(plain, metric) for member, plain in pairs])
+    each = ", ".join(f"{gain:+.4f}" for gain in gains)
+    with_it = np.mean([getattr(member, metric) for member in members])
+    without = np.mean([getattr(member, metric) for member in transfer.plain])
+    found = (
+        f"Transfer from {transfer.adapter} brings {gains.mean():+.4f} {_words(metric)} in the mean ({with_it:.4f} with "
+        f"it, {without:.4f} without; by seed {each})"
+    )
+    if len(gains) < 2:
+        return f"{found}: one seed does not show how much of that is chance."
+    spread = float(t.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / math.sqrt(len(gains)))
+    return f"{found}, 95 % interval over the seeds {gains.mean() - spread:+.4f} to {gains.mean() + spread:+.4f}."
+
+
+def _words(metric: str) -> str:
+    return {"accuracy": "accuracy", "macro_f1": "macro-F1"}[metric]
+
+
 def chance(outcome: Outcome) -> float:
-    """Accuracy of always giving validation's commonest label."""
-    targets = outcome.dataset.validation.targets
-    return float(np.bincount(targets).max() / len(targets))
+    """Accuracy of always giving what is commonest in validation."""
+    _, counts = np.unique(np.asarray(outcome.tuned_evaluation.targets), axis=0, return_counts=True)
+    return float(counts.max() / len(outcome.dataset.validation))
 
 
 def recipe_fields(outcome: Outcome) -> dict[str, Any]:
     """The resolved recipe, without where its files lie on the machine it ran on."""
-    fields = outcome.recipe.model_dump(mode="json")
-    fields["base_model"] = outcome.base_id
-    if outcome.recipe.data.hub is None:
-        fields["data"] |= {"train": Path(fields["data"]["train"]).name}
-        if fields["data"]["validation"] is not None:
-            fields["data"] |= {"validation": Path(fields["data"]["validation"]).name}
-    if outcome.recipe.warm_start_from is not None:
+    return public_recipe(outcome.recipe, outcome.base_id)
+
+
+def public_recipe(recipe: Recipe, base_id: str) -> dict[str, Any]:
+    """A recipe as it is published."""
+    fields = recipe.model_dump(mode="json")
+    fields["base_model"] = base_id
+    if recipe.data.hub is None:
+        for split in ("train", "validation"):
+            if fields["data"][split] is not None:
+                fields["data"][split] = Path(fields["data"][split]).name
+    if recipe.transfer is not None:
+        # What the transfer stage left is named by `transfer` in metrics.json.
+        fields["warm_start_from"] = None
+        if recipe.transfer.recipe is not None:
+            fields["transfer"]["recipe"] = Path(recipe.transfer.recipe).name
+    elif recipe.warm_start_from is not None:
         # <name>/<version> of a registry, or whatever the directory is called.
-        fields["warm_start_from"] = "/".join(Path(outcome.recipe.warm_start_from).parts[-2:])
+        fields["warm_start_from"] = "/".join(Path(recipe.warm_start_from).parts[-2:])
     return fields
 
 
 def _metrics(outcome: Outcome) -> dict[str, Any]:
-    def evaluation(name: str) -> dict[str, Any]:
-        found = getattr(outcome, f"{name}_evaluation")
+    def evaluation(found: Evaluation) -> dict[str, Any]:
         return {
             "accuracy": found.accuracy.model_dump(),
             "macro_f1": found.macro_f1.model_dump(),
@@ -151,21 +223,36 @@ def _metrics(outcome: Outcome) -> dict[str, Any]:
             "confusion": found.confusion.tolist(),
         }
 
+    def member(found: Member) -> dict[str, Any]:
+        fields = {"seed": found.seed, "accuracy": found.accuracy, "macro_f1": found.macro_f1}
+        return fields | {"best_epoch": found.fit.best, "epochs": len(found.fit.epochs)}
+
+    transfer = outcome.transfer
     return {
         "labels": outcome.dataset.labels,
         "chance": chance(outcome),
-        "base": evaluation("base"),
-        "tuned": evaluation("tuned"),
+        "base": evaluation(outcome.base_evaluation),
+        "tuned": evaluation(outcome.tuned_evaluation),
         "base_against_tuned": dataclasses.asdict(outcome.comparison),
         "calibration": dataclasses.asdict(outcome.calibration),
         "epochs": [dataclasses.asdict(epoch) for epoch in outcome.fit.epochs],
         "best_epoch": outcome.fit.best,
         "overfitting": overfitting_sentence(outcome.fit),
+        "seeds": [member(found) for found in outcome.members],
+        "transfer": None
+        if transfer is None
+        else {
+            "adapter": str(transfer.adapter),
+            "before_training": evaluation(transfer.evaluation),
+            "seeds_without": [member(found) for found in transfer.plain],
+        },
+        "search": None if outcome.search is None else outcome.search.fields(),
         "trained_parameters": outcome.fit.trained_parameters,
         "train_s": round(outcome.fit.train_s, 1),
         "data": {
             "name": outcome.dataset.name,
             "train_sha256": outcome.dataset.sha256,
+            "validation_sha256": outcome.dataset.validation_sha256,
             "train_examples": len(outcome.tokens.train),
             "train_truncated": outcome.tokens.train.truncated,
             "validation_examples": len(outcome.tokens.validation),
@@ -183,92 +270,5 @@ def _metrics(outcome: Outcome) -> dict[str, Any]:
 
 def _lengths(split: TokenisedSplit) -> dict[str, int]:
     """Tokens of the texts as they were trained on, by the share of the texts that are no longer."""
-    lengths = np.array([len(row["input_ids"]) for row in split.rows])
-    return {f"p{share}": int(np.percentile(lengths, share, method="nearest")) for share in (5, 25, 50, 75, 95, 100)}
-
-
-def _plot_curves(path: Path, outcome: Outcome) -> None:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    fit = outcome.fit
-    numbers = [epoch.number for epoch in fit.epochs]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    losses, scores = figure.subplots(1, 2)
-    losses.plot(numbers, [epoch.train_loss for epoch in fit.epochs], "o-", color=_BLUE, label="train")
-    losses.plot(numbers, [epoch.validation_loss for epoch in fit.epochs], "o-", color=_ORANGE, label="validation")
-    losses.set(title="loss", xlabel="epoch", ylabel="cross-entropy (nats)")
-    scores.plot(numbers, [epoch.accuracy for epoch in fit.epochs], "o-", color=_ORANGE, label="accuracy")
-    scores.plot(numbers, [epoch.macro_f1 for epoch in fit.epochs], "s--", color=_BLUE, label="macro-F1")
-    base = outcome.base_evaluation.accuracy.value
-    scores.axhline(base, color=_GREY, linestyle=":", label=f"accuracy of the untrained base ({base:.2f})")
-    scores.set(title="validation", xlabel="epoch")
-    for axes in (losses, scores):
-        axes.axvline(fit.best, color=_GREY, linewidth=1, alpha=0.6, label=f"kept: epoch {fit.best}")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        # A fixed place: looking for the best one, matplotlib draws again and again.
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
-    if len(numbers) == 1:
-        losses.set_xlim(0.5, 1.5)
-        scores.set_xlim(0.5, 1.5)
-    figure.suptitle(f"{outcome.recipe.name} on {outcome.dataset.name}")
-    figure.savefig(path, dpi=110)
-
-
-def _plot_confusion(path: Path, outcome: Outcome) -> None:
-    from matplotlib.figure import Figure
-
-    labels, counts = outcome.dataset.labels, outcome.tuned_evaluation.confusion
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side_inches = min(3.2 + 0.6 * len(labels), 12)
-    figure = Figure(figsize=(side_inches + 0.8, side_inches), layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true label")
-    axes.set(
-        title=f"{outcome.recipe.name}: validation, n = {counts.sum()}",
-        xlabel="predicted",
-        ylabel="true",
-        xticks=range(len(labels)),
-        yticks=range(len(labels)),
-    )
-    axes.set_xticklabels(labels, rotation=45 if len(labels) > 4 else 0)
-    axes.set_yticklabels(labels)
-    if len(labels) <= _MAX_ANNOTATED_LABELS:
-        for (row, column), share in np.ndenumerate(shares):
-            text = f"{counts[row, column]}\n{share:.0%}"
-            color = "white" if share > 0.5 else "black"
-            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=9)
-    figure.savefig(path, dpi=110)
-
-
-def _plot_calibration(path: Path, outcome: Outcome) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", label="says what it is worth")
-    evaluation, calibration = outcome.tuned_evaluation, outcome.calibration
-    sides = [("logits as they are", 1.0, _ORANGE)]
-    if calibration.temperature != 1:
-        sides.append((f"temperature {calibration.temperature:.2f}", calibration.temperature, _BLUE))
-    for name, temperature, color in sides:
-        bins = reliability(softmax(evaluation.logits.astype(np.float64) / temperature), evaluation.targets)
-        said, right = ([total / count for count, _, total in bins], [right / count for count, right, _ in bins])
-        # A point of few texts says little, and looks it.
-        sizes = [12 + 240 * count / len(evaluation.targets) for count, _, _ in bins]
-        axes.plot(said, right, color=color, linewidth=1)
-        axes.scatter(said, right, sizes, color=color, label=name)
-    axes.set(
-        title=f"{outcome.recipe.name}: validation, n = {len(evaluation.targets)}",
-        xlabel="highest score, mean of its tenth",
-        ylabel="share that is right",
-        xlim=(0, 1.02),
-        ylim=(0, 1.02),
-    )
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
-    figure.savefig(path, dpi=110)
+    shares = (5, 25, 50, 75, 95, 100)
+    return {f"p{share}": int(np.percentile(split.lengths, share, method="nearest")) for share in shares}

@@ -9,7 +9,8 @@ class Row:
 
     where: str
     text: str
-    label: str
+    labels: tuple[str, ...]
+    """One, or for a multi-label task any number, sorted."""
 
 
 def short(value: object) -> str:

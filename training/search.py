@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from training.plots import png, scatter_trials
 from training.recipe import Recipe
 from training.train import learn, prepare
 
@@ -39,12 +40,29 @@ class Search:
     Attributes:
         recipe: with the best trial's values.
         directory: `study.db`, `trials.csv`, `trials.png`.
+        metric: what was maximised.
+        header, rows: the trials as a table, the best first.
+        plot: the trials, as PNG.
     """
 
     recipe: Recipe
     directory: Path
     best: float
     trials: int
+    metric: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    plot: bytes
+
+    def fields(self) -> dict[str, Any]:
+        """For `metrics.json`."""
+        return {
+            "trials": self.trials,
+            "metric": self.metric,
+            "best": self.best,
+            "header": self.header,
+            "rows": self.rows,
+        }
 
 
 def search(recipe: Recipe, *, trials: int, runs: Path, console: Console) -> Search:
@@ -56,7 +74,7 @@ def search(recipe: Recipe, *, trials: int, runs: Path, console: Console) -> Sear
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, runs)
     directory = runs / f"{recipe.name}-search"
     directory.mkdir(parents=True, exist_ok=True)
     # Another recipe, or other data, is another study: its trials say nothing of this one.
@@ -98,13 +116,23 @@ def search(recipe: Recipe, *, trials: int, runs: Path, console: Console) -> Sear
             console.print(_line(trial), highlight=False, soft_wrap=True)
 
         study.optimize(objective, n_trials=max(0, trials - done), callbacks=[after])
+    header, rows = _table(study, recipe)
+    plot = _plot(study, recipe)
     _write(study, directory, recipe)
-    _print(study, console, recipe)
+    (directory / "trials.png").write_bytes(plot)
+    table = Table(*header, title=f"{recipe.name}: best of {len(study.trials)} trials")
+    for row in rows[:_SHOWN_TRIALS]:
+        table.add_row(*row)
+    console.print(table)
     return Search(
         recipe=_with(recipe, study.best_params),
         directory=directory,
         best=study.best_value,
         trials=sum(trial.state.is_finished() for trial in study.trials),
+        metric=recipe.training.metric_for_best,
+        header=header,
+        rows=rows,
+        plot=plot,
     )
 
 
@@ -137,25 +165,19 @@ def _line(trial: "optuna.trial.FrozenTrial") -> str:
     return f"trial {trial.number}: {trial.state.name.lower()}, {value} with {params}"
 
 
-def _print(study: "optuna.Study", console: Console, recipe: Recipe) -> None:
+def _table(study: "optuna.Study", recipe: Recipe) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     names = list(study.best_params)
-    metric = recipe.training.metric_for_best
-    table = Table(
-        "trial", metric, *names, "epochs", "ended", title=f"{recipe.name}: best of {len(study.trials)} trials"
-    )
     ordered = sorted(study.trials, key=lambda trial: (trial.value is None, -(trial.value or 0)))
-    for trial in ordered[:_SHOWN_TRIALS]:
+    rows = []
+    for trial in ordered:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         params = [f"{trial.params[name]:.4g}" if name in trial.params else "-" for name in names]
-        epochs = str(len(trial.intermediate_values))
-        table.add_row(str(trial.number), value, *params, epochs, trial.state.name.lower())
-    console.print(table)
+        rows.append((str(trial.number), value, *params, str(len(trial.intermediate_values)), trial.state.name.lower()))
+    return ("trial", recipe.training.metric_for_best, *names, "epochs", "ended"), tuple(rows)
 
 
 def _write(study: "optuna.Study", directory: Path, recipe: Recipe) -> None:
-    """`trials.csv` and `trials.png`."""
-    from matplotlib.figure import Figure
-
+    """`trials.csv`, with all digits."""
     names = list(study.best_params)
     with (directory / "trials.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -163,15 +185,15 @@ def _write(study: "optuna.Study", directory: Path, recipe: Recipe) -> None:
         for trial in study.trials:
             params = [trial.params.get(name, "") for name in names]
             writer.writerow([trial.number, trial.state.name.lower(), trial.value, *params])
+
+
+def _plot(study: "optuna.Study", recipe: Recipe) -> bytes:
     complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        values = [float(trial.value or 0) for trial in complete]
-        axes.scatter([trial.params[name] for trial in complete], values, color="#2a6fbb")
-        axes.set(xlabel=name.replace("_", " "), ylabel=recipe.training.metric_for_best.replace("_", " "))
-        if name == "learning_rate":
-            axes.set_xscale("log")
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{recipe.name}: complete trials, {len(complete)} of {len(study.trials)}")
-    figure.savefig(directory / "trials.png", dpi=110)
+    return png(
+        scatter_trials(
+            [(name, [trial.params[name] for trial in complete]) for name in study.best_params],
+            [float(trial.value or 0) for trial in complete],
+            recipe.training.metric_for_best,
+            f"{recipe.name}: complete trials, {len(complete)} of {len(study.trials)}",
+        )
+    )

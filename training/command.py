@@ -52,7 +52,7 @@ def train(
     if search:
         from training.search import search as search_settings
 
-        found = search_settings(loaded, trials=search, runs=output, console=console)
+        found = search_settings(loaded, trials=search, registry=registry, runs=output, console=console)
         train_recipe(found.recipe, registry=registry, runs=output, console=console, search=found)
     else:
         train_recipe(loaded, registry=registry, runs=output, console=console)

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from training.plots import png, scatter_trials
 from training.recipe import Recipe
-from training.train import learn, prepare
+from training.train import learn, prepare, transferred
 
 if TYPE_CHECKING:
     import optuna
@@ -65,8 +65,11 @@ class Search:
         }
 
 
-def search(recipe: Recipe, *, trials: int, runs: Path, console: Console) -> Search:
+def search(recipe: Recipe, *, trials: int, registry: Path, runs: Path, console: Console) -> Search:
     """Try so many settings in all, those of an earlier search with this recipe included.
+
+    Args:
+        registry: root of the registry that a transfer stage is published to; trials start from it.
 
     Raises:
         TonearmError: the recipe, the data or the base is wrong.
@@ -75,6 +78,8 @@ def search(recipe: Recipe, *, trials: int, runs: Path, console: Console) -> Sear
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     prepared = prepare(recipe, runs)
+    first = transferred(recipe, prepared, registry, runs, console)
+    start = {} if first is None else {"warm_start_from": str(first.directory)}
     directory = runs / f"{recipe.name}-search"
     directory.mkdir(parents=True, exist_ok=True)
     # Another recipe, or other data, is another study: its trials say nothing of this one.
@@ -93,7 +98,7 @@ def search(recipe: Recipe, *, trials: int, runs: Path, console: Console) -> Sear
         console.print(f"{done} trials of an earlier search are kept", highlight=False)
 
     def objective(trial: "optuna.Trial") -> float:
-        tried = _with(recipe, _suggest(trial, recipe))
+        tried = _with(recipe, _suggest(trial, recipe)).model_copy(update=start)
         place = directory / f"trial-{trial.number}"
 
         def told(epoch: int, metric: float) -> None:
@@ -139,7 +144,8 @@ def search(recipe: Recipe, *, trials: int, runs: Path, console: Console) -> Sear
 def _suggest(trial: "optuna.Trial", recipe: Recipe) -> dict[str, Any]:
     values: dict[str, Any] = {"learning_rate": trial.suggest_float("learning_rate", *_LEARNING_RATES, log=True)}
     if recipe.lora is not None:
-        values["rank"] = trial.suggest_categorical("rank", _RANKS)
+        if recipe.transfer is None and recipe.warm_start_from is None:  # else the start's rank is the least there is
+            values["rank"] = trial.suggest_categorical("rank", _RANKS)
         values["dropout"] = trial.suggest_float("dropout", *_DROPOUTS, step=0.05)
     return values
 
@@ -149,8 +155,8 @@ def _with(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     training = recipe.training.model_copy(update={"learning_rate": values["learning_rate"]})
     changes: dict[str, Any] = {"training": training}
     if recipe.lora is not None:
-        scale = recipe.lora.alpha / recipe.lora.rank
-        shape = {"rank": values["rank"], "alpha": scale * values["rank"], "dropout": values["dropout"]}
+        scale, rank = recipe.lora.alpha / recipe.lora.rank, values.get("rank", recipe.lora.rank)
+        shape = {"rank": rank, "alpha": scale * rank, "dropout": values["dropout"]}
         changes["lora"] = recipe.lora.model_copy(update=shape)
     return recipe.model_copy(update=changes)
 

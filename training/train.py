@@ -134,7 +134,7 @@ def train(recipe: Recipe, *, registry: Path, runs: Path, console: Console, searc
         prepared = prepare(recipe, runs)
         for sentence in finding_sentences(prepared.dataset.findings, examples=True):
             console.print(f"data: {sentence}", style="yellow", highlight=False, soft_wrap=True, markup=False)
-        first = _transfer(recipe, prepared, registry, runs, console)
+        first = transferred(recipe, prepared, registry, runs, console)
         inputs = {
             "base": prepared.base.sha256,
             "train": prepared.dataset.sha256,
@@ -146,15 +146,15 @@ def train(recipe: Recipe, *, registry: Path, runs: Path, console: Console, searc
 
 
 @dataclass(frozen=True, slots=True)
-class _First:
+class Start:
     """What the transfer stage published."""
 
     adapter: AdapterId
     directory: Path
 
 
-def _transfer(recipe: Recipe, prepared: Prepared, registry: Path, runs: Path, console: Console) -> _First | None:
-    """Train the stage before, unless the registry holds what it would train."""
+def transferred(recipe: Recipe, prepared: Prepared, registry: Path, runs: Path, console: Console) -> Start | None:
+    """Train the stage before and publish it, unless the registry holds what it would train."""
     settings = recipe.transfer
     if settings is None:
         return None
@@ -173,7 +173,7 @@ def _transfer(recipe: Recipe, prepared: Prepared, registry: Path, runs: Path, co
         console.rule(recipe.name, align="left")
     else:
         console.print(f"transfer: {published} is what {stage.name} would train", highlight=False, soft_wrap=True)
-    return _First(published, store.directory(published))
+    return Start(published, store.directory(published))
 
 
 def _published_already(stage: Recipe, prepared: Prepared | None, store: Registry) -> AdapterId | None:
@@ -200,7 +200,7 @@ def _published_already(stage: Recipe, prepared: Prepared | None, store: Registry
 def _train(
     recipe: Recipe,
     prepared: Prepared,
-    first: _First | None,
+    first: Start | None,
     run: Run,
     registry: Path,
     console: Console,

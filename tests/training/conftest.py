@@ -3,10 +3,11 @@
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,10 +16,17 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, D
 
 from adapters.base_model import BaseModelFiles
 from training.recipe import Recipe, load_recipe
+from training.tokenise import TokenisedSplit
 
 SAMPLE = Path(__file__).parents[2] / "training" / "sample"
 
 MakeRecipe = Callable[..., Recipe]
+
+
+def split_of(lengths: Sequence[int], targets: Any, truncated: int = 0) -> TokenisedSplit:
+    """Texts of so many tokens, all of them the text's own number."""
+    numbers = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    return TokenisedSplit(numbers, np.concatenate(([0], np.cumsum(lengths))), np.asarray(targets), truncated)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Temperatures against what made the logits, and the calibration error against counting by hand."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from training.evaluate import Evaluation
 NONE = Metric(value=0, low=0, high=0, n=1)
 
 
-def evaluation(logits: NDArray[np.float64], targets: NDArray[np.int64]) -> Evaluation:
+def evaluation(logits: NDArray[np.float64], targets: NDArray[Any]) -> Evaluation:
     return Evaluation(logits.astype(np.float32), targets, 0.0, NONE, NONE, np.zeros((2, 2), np.int64))
 
 
@@ -46,6 +47,15 @@ def test_the_error_is_counted_as_the_service_counts_it() -> None:
     # Ninth tenth: two texts, one right, scores 1.86. Sixth: two texts, both right, scores 1.25.
     targets = np.array([0, 1, 0, 1])
     assert calibration_error(scores, targets) == pytest.approx((0.86 + 0.75) / 4)
+
+
+def test_several_labels_are_so_many_decisions() -> None:
+    draw = np.random.default_rng(5)
+    logits = draw.normal(0, 2, (20_000, 3))
+    targets = (draw.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.float32)
+    found = calibrate(evaluation(logits * 2.5, targets))
+    assert found.temperature == pytest.approx(2.5, rel=0.05)
+    assert found.error_before > 0.05 and found.error_after < 0.01
 
 
 def test_labels_never_change() -> None:

@@ -3,21 +3,25 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import f1_score, log_loss
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, multilabel_confusion_matrix
 
+from tests.training.conftest import split_of
 from training.evaluate import Evaluation, compare, evaluate
 from training.fit import Epoch, Fit
 from training.report import overfitting_sentence
-from training.tokenise import TokenisedSplit
 
 
 class _Echo(torch.nn.Module):
-    """Gives as logits what the row says, so that the order of rows can be seen."""
+    """Gives each text the logits of its number, so that the order of rows can be seen."""
 
     device = torch.device("cpu")
 
-    def forward(self, input_ids: torch.Tensor, logits: torch.Tensor) -> object:
-        return type("Output", (), {"logits": logits})
+    def __init__(self, logits: np.ndarray) -> None:
+        super().__init__()
+        self._logits = torch.tensor(logits)
+
+    def forward(self, input_ids: torch.Tensor) -> object:
+        return type("Output", (), {"logits": self._logits[input_ids[:, 0]]})
 
 
 class _Batch(dict[str, torch.Tensor]):
@@ -25,20 +29,14 @@ class _Batch(dict[str, torch.Tensor]):
         return self
 
 
-def _collate(rows: list[dict[str, list[float]]]) -> _Batch:
-    return _Batch(
-        input_ids=torch.zeros(len(rows), max(len(row["input_ids"]) for row in rows)),
-        logits=torch.tensor([row["logits"] for row in rows]),
-    )
+def _collate(rows: list[dict[str, list[int]]]) -> _Batch:
+    ids = [torch.tensor(row["input_ids"]) for row in rows]
+    return _Batch(input_ids=torch.nn.utils.rnn.pad_sequence(ids, batch_first=True))
 
 
 def _evaluate(logits: np.ndarray, targets: np.ndarray) -> Evaluation:
     lengths = np.random.default_rng(1).integers(1, 50, len(targets))
-    rows = [
-        {"input_ids": [0] * int(length), "logits": row.tolist(), "labels": int(target)}
-        for length, row, target in zip(lengths, logits, targets, strict=True)
-    ]
-    return evaluate(_Echo(), TokenisedSplit(rows, 0), _collate)
+    return evaluate(_Echo(logits), split_of(lengths.tolist(), targets), _collate)
 
 
 def test_measures_agree_with_scikit_learn() -> None:
@@ -51,7 +49,22 @@ def test_measures_agree_with_scikit_learn() -> None:
     assert found.macro_f1.value == pytest.approx(f1_score(targets, logits.argmax(1), average="macro"))
     assert found.macro_f1.low < found.macro_f1.value < found.macro_f1.high
     assert found.accuracy.value == pytest.approx((logits.argmax(1) == targets).mean())
-    assert found.confusion.sum() == 200
+    assert np.array_equal(found.confusion, confusion_matrix(targets, logits.argmax(1)))
+
+
+def test_several_labels_agree_with_scikit_learn() -> None:
+    draw = np.random.default_rng(0)
+    logits = draw.normal(size=(200, 4)).astype(np.float32)
+    targets = (logits + draw.normal(size=(200, 4)) > 0.3).astype(np.float32)
+    found = _evaluate(logits, targets)
+    given = logits > 0
+    assert found.multi_label and np.array_equal(found.predicted, given)
+    scores = torch.sigmoid(torch.tensor(logits, dtype=torch.float64)).numpy()
+    assert found.loss == pytest.approx(np.mean([log_loss(targets[:, at], scores[:, at]) for at in range(4)]))
+    assert found.macro_f1.value == pytest.approx(f1_score(targets, given, average="macro"))
+    assert found.accuracy.value == pytest.approx(accuracy_score(targets, given))
+    assert np.array_equal(found.confusion, multilabel_confusion_matrix(targets, given))
+    assert np.array_equal(found.right, (given == targets).all(axis=1))
 
 
 def test_accuracy_has_wilsons_interval() -> None:

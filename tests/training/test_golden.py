@@ -3,21 +3,21 @@
 import numpy as np
 
 from adapters.manifest import Metric
+from tests.training.conftest import split_of
 from training.dataset import Split
 from training.evaluate import Evaluation
 from training.golden import choose_texts
-from training.tokenise import TokenisedSplit
 
 _METRIC = Metric(value=0.5, low=0.4, high=0.6, n=1)
 
 
 def _choose(lengths: list[int], predicted: list[int]) -> tuple[str, ...]:
     texts = tuple(" ".join([f"w{index}"] * length) for index, length in enumerate(lengths))
-    rows = [{"input_ids": [0] * length} for length in lengths]
     logits = np.eye(max(predicted) + 1, dtype=np.float32)[predicted]
     counts = np.zeros((1, 1), dtype=np.int64)
     evaluation = Evaluation(logits, np.array(predicted), 0.0, _METRIC, _METRIC, counts)
-    return choose_texts(Split(texts, tuple(predicted)), TokenisedSplit(rows, 0), evaluation)
+    targets = tuple((label,) for label in predicted)
+    return choose_texts(Split(texts, targets), split_of(lengths, predicted), evaluation)
 
 
 def test_short_texts_of_every_label() -> None:

@@ -87,12 +87,15 @@ def fit(
         SettingsError: a setting does not suit the processes or the packages that are there.
     """
     settings = recipe.training
+    _check_trackers(recipe)
     checkpoint, earlier = _last_checkpoint(directory)
     callbacks: list[Any] = [Progress(console, settings.epochs), _Whole()]
     if on_epoch is not None:
         callbacks.append(Told(on_epoch, settings.metric_for_best))
     if settings.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(settings.early_stopping_patience))
+    if "tensorboard" in recipe.report_to:
+        callbacks.append(_tensorboard(directory.parent / "tensorboard"))
     # The Trainer forgets at a resume that it had stopped, and would go on for another epoch.
     over = checkpoint is not None and _stopped_early(earlier, settings)
     trainer = _Ordered(
@@ -132,7 +135,6 @@ def _arguments(recipe: Recipe, directory: Path, epochs: int) -> TrainingArgument
     if settings.batch_size % world_size():
         expected = f"a multiple of the {world_size()} processes, which share every batch"
         raise SettingsError("training.batch_size", settings.batch_size, expected)
-    _check_trackers(recipe)
     return TrainingArguments(
         output_dir=str(directory),
         run_name=recipe.name,
@@ -160,7 +162,7 @@ def _arguments(recipe: Recipe, directory: Path, epochs: int) -> TrainingArgument
         # The best, the last, and the one before it: while the last is being written, it may be all there is.
         save_total_limit=3,
         restore_callback_states_from_checkpoint=True,
-        report_to=list(recipe.report_to) or "none",
+        report_to=[tracker for tracker in recipe.report_to if tracker != "tensorboard"] or "none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=False,
@@ -248,6 +250,14 @@ def _check_trackers(recipe: Recipe) -> None:
     for tracker in recipe.report_to:
         if importlib.util.find_spec(tracker) is None:
             raise SettingsError("report_to", tracker, f"its package: pip install {tracker}")
+
+
+def _tensorboard(directory: Path) -> TrainerCallback:
+    """Of the Trainer's own making its files would lie among the checkpoints, and go with them."""
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
+
+    return TensorBoardCallback(SummaryWriter(str(directory)))
 
 
 def _loss(split: TokenisedSplit, settings: FitSettings) -> Callable[..., torch.Tensor]:

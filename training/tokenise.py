@@ -1,6 +1,7 @@
 """Texts to token ids, cut as the recipe says, and kept: the same texts are tokenised once however often they train."""
 
 import hashlib
+import json
 import os
 import tempfile
 import zipfile
@@ -131,7 +132,10 @@ def _kept(texts: Sequence[str], tokenizer: Any, max_tokens: int, cache: Path | N
 def _key(texts: Sequence[str], tokenizer: Any, max_tokens: int) -> str:
     """Digest of all that decides the tokens."""
     digest = hashlib.sha256(f"{max_tokens} {tokenizer.truncation_side} ".encode())
-    digest.update(tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    # These two are how it was called last.
+    del described["truncation"], described["padding"]
+    digest.update(json.dumps(described).encode())
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "little") + encoded)

@@ -10,6 +10,7 @@
     │   ├── VerificationError  in the registry, but must not be served
     │   ├── PublishError       cannot be put into the registry
     │   └── PullError          cannot be had from where it lies
+    │       └── PushError      cannot be sent to where it should lie
     └── RequestError           one request cannot be answered
         ├── InvalidText        not Unicode text
         ├── TextTooLong        over the adapter's limit, and truncation was declined
@@ -136,6 +137,10 @@ class PullError(AdapterError):
 
     def __str__(self) -> str:
         return f"{self.source}: {self.problem}; {self.remedy}"
+
+
+class PushError(PullError):
+    """An adapter cannot be sent to a remote place."""
 
 
 class RequestError(TonearmError):

@@ -25,7 +25,7 @@ DEFAULT_MAX_WEIGHTS_MB = 1024
 
 _REPORT = "report"
 _TOP_LEVEL = (PEFT_CONFIG, PEFT_WEIGHTS, MANIFEST, "README.md")
-_REPORT_FILE = re.compile(rf"{_REPORT}/[A-Za-z0-9][A-Za-z0-9._-]*\.(json|png)")
+_REPORT_FILE = re.compile(rf"{_REPORT}/[A-Za-z0-9][A-Za-z0-9._-]*\.(html|json|png)")
 _HUB_SOURCE = re.compile(r"hf://(?!(datasets|spaces|buckets)/)[^/@]+/[^/@]+")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
@@ -125,8 +125,8 @@ def find_remote_adapter(source: str, *, max_weights_mb: int = DEFAULT_MAX_WEIGHT
         remedy = "write hf://org/name, s3://bucket/prefix or another URL; publish takes a directory of this machine"
         raise PullError(source, "is no URL", remedy)
     protocol = protocol.rpartition("::")[2]
-    with _reading(source, protocol):
-        shown, filesystem, root = _open_hub(source) if protocol == "hf" else _open_filesystem(source)
+    with reading(source, protocol):
+        shown, filesystem, root = _open_hub(source) if protocol == "hf" else open_filesystem(source)
         entries = _list_directory(filesystem, root, source)
         if any(path == _REPORT and entry["type"] == "directory" for path, entry in entries.items()):
             below = _list_directory(filesystem, f"{root}/{_REPORT}", source)
@@ -134,7 +134,7 @@ def find_remote_adapter(source: str, *, max_weights_mb: int = DEFAULT_MAX_WEIGHT
         files = tuple(
             _remote_file(filesystem, path, entry, source)
             for path, entry in sorted(entries.items())
-            if _is_wanted(path) and (entry["type"] in ("file", "link") or entry.get("islink"))
+            if is_wanted(path) and (entry["type"] in ("file", "link") or entry.get("islink"))
         )
     wanted = {file.path for file in files}
     left_out = tuple(sorted(entries.keys() - wanted - {_REPORT}))
@@ -198,7 +198,7 @@ def _open_hub(source: str) -> tuple[str, Any, str]:
     return f"hf://{root}", filesystem, root
 
 
-def _open_filesystem(source: str) -> tuple[str, Any, str]:
+def open_filesystem(source: str) -> tuple[str, Any, str]:
     from fsspec.core import url_to_fs
 
     try:
@@ -230,7 +230,7 @@ def _list_directory(filesystem: Any, root: str, source: str) -> dict[str, dict[s
     return entries
 
 
-def _is_wanted(path: str) -> bool:
+def is_wanted(path: str) -> bool:
     return path in _TOP_LEVEL or _REPORT_FILE.fullmatch(path) is not None
 
 
@@ -319,7 +319,7 @@ def _fetch(remote: RemoteAdapter, file: RemoteFile, target: Path, advance: Calla
 def _chunks(remote: RemoteAdapter, file: RemoteFile) -> Iterator[bytes]:
     options = {"block_size": 0} if remote.protocol in _STREAMED else {"cache_type": "none"}
     with (
-        _reading(remote.shown, remote.protocol, file.path),
+        reading(remote.shown, remote.protocol, file.path),
         remote.filesystem.open(file.location, **options) as content,
     ):
         while chunk := content.read(_CHUNK_BYTES):
@@ -338,7 +338,7 @@ def _writing(remote: RemoteAdapter, target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _reading(shown: str, protocol: str, path: str | None = None) -> Iterator[None]:
+def reading(shown: str, protocol: str, path: str | None = None) -> Iterator[None]:
     """Errors of a source in the user's words.
 
     Each file system brings the exceptions of a library of its own, most of which may not be installed, so all are

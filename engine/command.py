@@ -13,10 +13,11 @@ from adapters.base_model import DEFAULT_BASE_MODEL, BaseModelFiles, find_base_mo
 from adapters.errors import InvalidReference, TonearmError, VerificationError
 from adapters.manifest import MANIFEST, read_manifest
 from adapters.pull import DEFAULT_MAX_WEIGHTS_MB, default_name, fetched, find_remote_adapter, refused
+from adapters.push import push as send
 from adapters.reference import NAME, AdapterId
 from adapters.store import SHIPPED, Registry
 
-app = typer.Typer(help="List, verify, publish, pull and remove adapters of a registry.", no_args_is_help=True)
+app = typer.Typer(help="List, verify, publish, pull, push and remove adapters of a registry.", no_args_is_help=True)
 
 RegistryDirectory = Annotated[
     Path,
@@ -129,7 +130,7 @@ def pull(
     store = Registry(registry)
     remote = find_remote_adapter(source, max_weights_mb=max_mb)
     base = find_base_model(base_model)
-    with _download_progress() as progress:
+    with _transfer_progress() as progress:
         bar = progress.add_task("downloading", total=remote.size_bytes)
         with fetched(remote, store.root, advance=lambda size_bytes: progress.advance(bar, size_bytes)) as directory:
             progress.stop()
@@ -141,6 +142,29 @@ def pull(
     if remote.left_out:
         more = f" and {len(remote.left_out) - 8} more" if len(remote.left_out) > 8 else ""
         console.print(f"left where it is, as no adapter holds it: {escape(', '.join(remote.left_out[:8]))}{more}")
+
+
+@app.command()
+def push(
+    reference: Annotated[str, typer.Argument(help="name, name@3 or name@alias.")],
+    target: Annotated[
+        str, typer.Argument(help="hf://org/name[/folder], s3://bucket/prefix, or a directory's URL that fsspec writes.")
+    ],
+    registry: RegistryDirectory = SHIPPED,
+    private: Annotated[bool, typer.Option("--private", help="Of a hub repository that is made.")] = False,
+) -> None:
+    """Send an adapter to the hub or a bucket, from where `pull` and PEFT read it.
+
+    HF_TOKEN and HF_ENDPOINT, AWS_PROFILE and AWS_ENDPOINT_URL are honoured.
+    """
+    store = Registry(registry)
+    adapter = store.resolve(reference)
+    directory = store.directory(adapter)
+    with _transfer_progress() as progress:
+        size_bytes = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+        bar = progress.add_task("uploading", total=size_bytes)
+        place = send(directory, adapter, target, private=private, advance=lambda sent: progress.advance(bar, sent))
+    console.print(f"pushed [bold]{adapter}[/] to {escape(place)}")
 
 
 @app.command()
@@ -184,6 +208,6 @@ def _verify_and_publish(directory: Path, name: str, store: Registry, base: BaseM
     return store.publish(directory, name)
 
 
-def _download_progress() -> Progress:
+def _transfer_progress() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,5 +1,6 @@
-"""A stand-in for the model hub's HTTP API: enough of it for `huggingface_hub` to list and fetch one model."""
+"""A stand-in for the model hub's HTTP API: enough of it for `huggingface_hub` to list, fetch and push one model."""
 
+import base64
 import hashlib
 import json
 import re
@@ -56,6 +57,8 @@ def serve_model(
         token: only its bearer is answered.
         revisions: further branches or tags, by name, each at a commit of its own (`commit_of`).
         fetched: gets the path of every file whose content is asked for.
+
+    What is committed to it is on `main` from then on, and written into `directory`.
     """
     trees = {
         revision: {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
@@ -70,6 +73,51 @@ def serve_model(
 
         def do_HEAD(self) -> None:
             self.answer(with_body=False)
+
+        def do_POST(self) -> None:
+            body = self.read_body()
+            url = urlparse(self.path).path
+            if token is not None and self.headers.get("Authorization") != f"Bearer {token}":
+                self.reply(401, b"", True, {"X-Error-Message": "a token is needed"})
+            elif url == "/api/repos/create":
+                made = "/".join(filter(None, (json.loads(body).get("organization"), json.loads(body)["name"])))
+                self.reply(200 if made == repo_id else 403, json.dumps({"url": f"/{repo_id}"}).encode(), True)
+            elif url == "/api/validate-yaml":
+                self.reply(200, json.dumps({"errors": [], "warnings": []}).encode(), True)
+            elif url == f"/api/models/{repo_id}/preupload/main":
+                files = [
+                    {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                    for file in json.loads(body)["files"]
+                ]
+                self.reply(200, json.dumps({"files": files}).encode(), True)
+            elif url == f"/api/models/{repo_id}/commit/main":
+                self.commit_to_main([json.loads(line) for line in body.splitlines()])
+            else:
+                self.reply(404, b"", True, {"X-Error-Code": "RepoNotFound"})
+
+        def read_body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body = b""
+            while size_bytes := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size_bytes)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
+
+        def commit_to_main(self, lines: list[dict[str, Any]]) -> None:
+            files = trees["main"]
+            for line in lines:
+                path = line["value"].get("path")
+                if line["key"] == "deletedFile":
+                    del files[path]
+                    (directory / path).unlink()
+                elif line["key"] == "file":
+                    files[path] = base64.b64decode(line["value"]["content"])
+                    (directory / path).parent.mkdir(parents=True, exist_ok=True)
+                    (directory / path).write_bytes(files[path])
+            document = {"success": True, "commitOid": COMMIT, "commitUrl": f"/{repo_id}/commit/{COMMIT}"}
+            self.reply(200, json.dumps(document).encode(), True)
 
         def answer(self, *, with_body: bool) -> None:
             url = urlparse(self.path)

@@ -1,4 +1,4 @@
-"""`tonearm adapters pull` from the hub (a stand-in for its HTTP API), S3 (moto, over HTTP), a directory."""
+"""`tonearm adapters pull` and `push`: the hub (a stand-in for its HTTP API), S3 (moto, over HTTP), a directory."""
 
 import importlib
 import json
@@ -42,7 +42,8 @@ asked = json.loads(sys.stdin.read())
 for module in asked["without"]:
     sys.modules[module] = None
 for arguments in asked["pulls"]:
-    result = CliRunner().invoke(app, ["pull", *arguments], env={"COLUMNS": "400"})
+    verb = [] if arguments[0] == "push" else ["pull"]
+    result = CliRunner().invoke(app, [*verb, *arguments], env={"COLUMNS": "400"})
     print(json.dumps({"ok": result.exit_code == 0, "type": type(result.exception).__name__,
                       "error": str(result.exception), "output": result.output}))
 """
@@ -195,6 +196,60 @@ def test_the_hub(hub: HubRun, sources: Path) -> None:
     assert ".gitattributes" in hub.pulled["good"].output
 
 
+def clean(sources: Path, tmp_path: Path) -> Path:
+    """The good adapter without what no adapter directory holds."""
+    directory = Path(shutil.copytree(sources / "good", tmp_path / "clean"))
+    (directory / ".gitattributes").unlink()
+    (directory / "report" / "index.html").write_text("<!doctype html><title>report</title>\n")
+    return directory
+
+
+def test_what_is_pushed_to_the_hub_is_pulled_back(sources: Path, tmp_path: Path) -> None:
+    here, there = Registry(tmp_path / "here"), Registry(tmp_path / "there")
+    first, repository = here.publish(clean(sources, tmp_path), "good"), tmp_path / "repository"
+    (repository / "en" / "report").mkdir(parents=True)
+    (repository / "en" / "report" / "earlier.png").write_bytes(b"of another version")
+    (repository / "other.txt").write_text("not ours\n")
+    with serve_model("org/pack", repository, token=TOKEN) as endpoint:
+        environment = {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "home")}
+        options = ["--registry", str(here.root)]
+        pushed, refused, nowhere, local = pull_elsewhere(
+            [
+                ["push", "good", "hf://org/pack/en", *options],
+                ["push", "good", "hf://org/other", *options],
+                ["push", "absent", "hf://org/pack", *options],
+                ["push", "good", "hf://org/pack@v1", *options],
+            ],
+            environment,
+        )
+        (pulled,) = pull_elsewhere([["hf://org/pack/en", "--name", "back", "--registry", str(there.root)]], environment)
+        (keyless,) = pull_elsewhere([["push", "good", "hf://org/pack", *options]], environment | {"HF_TOKEN": "wrong"})
+    assert pushed.ok and f"pushed good@1 to hf://org/pack@{COMMIT}/en" in pushed.output, pushed
+    assert pulled.ok, pulled
+    ours, theirs = here.directory(first), there.directory(AdapterId("back", 1))
+    assert tree(ours) == tree(theirs)
+    assert (ours / PEFT_WEIGHTS).read_bytes() == (theirs / PEFT_WEIGHTS).read_bytes()
+    assert not (repository / "en" / "report" / "earlier.png").exists() and (repository / "other.txt").exists()
+    assert refused.type == keyless.type == "PushError" and "may not be written" in refused.error, refused
+    assert "HF_TOKEN" in keyless.error
+    assert nowhere.type == "UnknownAdapter"
+    assert "names no model repository; write hf://org/name[/folder]" in local.error
+
+
+def test_what_is_pushed_to_a_directory_is_pulled_back(sources: Path, registry: Registry, tmp_path: Path) -> None:
+    registry.publish(clean(sources, tmp_path), "good")
+    arguments = ["push", "good@1", f"file://{tmp_path}/out/good", "--registry", str(registry.root)]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "400"})
+    assert result.exit_code == 0 and f"pushed good@1 to file://{tmp_path}/out/good" in result.output
+    pulled = pull(f"file://{tmp_path}/out/good", registry)
+    assert pulled.ok and "published good@2" in pulled.output
+    registry.publish(sources / "good", "strange")
+    strange = CliRunner().invoke(app, ["push", "strange", f"file://{tmp_path}/x", "--registry", str(registry.root)])
+    assert "strange@1 holds .gitattributes, which no adapter directory holds" in str(strange.exception)
+    bad = CliRunner().invoke(app, ["push", "good", "out/good", "--registry", str(registry.root)])
+    assert "is no URL" in str(bad.exception)
+
+
 def test_a_second_pull_is_the_next_version(hub: HubRun) -> None:
     assert "published good@2" in hub.pulled["again"].output
     assert hub.registry.versions("good") == (1, 2, 3)
@@ -334,6 +389,14 @@ def test_s3(bucket: Any, sources: Path, registry: Registry) -> None:
     assert read_manifest(published).version == 2
     assert digest_files(published) == read_manifest(sources / "good").files
     assert {path.name for path in registry.root.iterdir()} == {"good"}
+
+
+def test_s3_takes_a_push(bucket: Any, sources: Path, registry: Registry, tmp_path: Path) -> None:
+    registry.publish(clean(sources, tmp_path), "good")
+    arguments = ["push", "good", f"s3://{BUCKET}/mine/good", "--registry", str(registry.root)]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "400"})
+    assert result.exit_code == 0, result.exception
+    assert "published good@2" in pull(f"s3://{BUCKET}/mine/good", registry).output
 
 
 def test_s3_by_a_profile_alone(

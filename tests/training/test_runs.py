@@ -125,9 +125,6 @@ def test_killed_again_and_again_it_ends_the_same(
     recipe = write_recipe(base_model=str(tiny_bases["distilbert"]), lora=lora, training=training)
     whole = tmp_path / "whole"
     train(load_recipe(recipe), registry=whole / "registry", runs=whole / "runs", console=console)
-    report = json.loads(
-        (Registry(whole / "registry").directory(AdapterId("tiny", 1)) / "report/metrics.json").read_text()
-    )
     cut = tmp_path / "cut"
     for moment, times in MOMENTS:
         died = _run("-c", _DIE, moment, str(times), *_arguments(recipe, cut))

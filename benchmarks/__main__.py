@@ -1,4 +1,4 @@
-"""`python -m benchmarks [bank|residency|padding|load|ab]`: every measurement, or one.
+"""`python -m benchmarks [bank|residency|padding|load|ab|training]`: every measurement, or one.
 
 Tables go to the terminal, JSON to runs/benchmarks.
 """
@@ -104,6 +104,20 @@ def ab(
     if not (data / "sst2" / "validation.jsonl").is_file():
         raise typer.BadParameter(f"{data}: expected a folder with sst2/validation.jsonl")
     measurement.run(data, repeats, most)
+
+
+@app.command()
+def training(
+    data: Annotated[Path, typer.Option(envvar="TONEARM_DATA", help="Folder with movie_reviews/.")],
+    texts: Annotated[int, typer.Option(help="Texts to train on, once.", min=8)] = 96,
+    rounds: Rounds = 3,
+) -> None:
+    """`tonearm train` against the plain Trainer script of the original experiment: texts a second, peak memory."""
+    from benchmarks import training as measurement
+
+    if not (data / "movie_reviews" / "train.jsonl").is_file():
+        raise typer.BadParameter(f"{data}: expected a folder with movie_reviews/train.jsonl")
+    measurement.run(data, texts, rounds)
 
 
 # The processes of `load` are spawned and import this module again under another name.

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,12 +222,20 @@ def _hub_records(settings: DataSettings, split: str) -> Iterator[tuple[str, Mapp
         table = datasets.load_dataset(settings.hub, revision=settings.revision, split=split)
     except (HfHubHTTPError, datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         raise DataError(f"data set {settings.hub} split {split} cannot be had from the hub: {error}") from error
-    names = getattr(table.features.get(settings.label), "names", None)
+    column = table.features.get(settings.label)
+    # Of a multi-label set the column is a list of them.
+    names = getattr(getattr(column, "feature", column), "names", None)
     for number, record in enumerate(table, start=1):
         where = f"{settings.hub} {split} row {number}"
-        index = record.get(settings.label)
-        if names is None or not isinstance(index, int):
+        found = record.get(settings.label)
+        if names is None or found is None:
             yield where, record
+        elif isinstance(found, list):
+            yield where, record | {settings.label: [_name(names, index) for index in found]}
         else:
-            # A ClassLabel column holds indices; -1 marks a row without a label and is refused as one.
-            yield where, record | {settings.label: names[index] if 0 <= index < len(names) else None}
+            yield where, record | {settings.label: _name(names, found)}
+
+
+def _name(names: Sequence[str], index: int) -> str | None:
+    """What an index of a ClassLabel column means; -1 marks a row without a label, which is refused as one."""
+    return names[index] if 0 <= index < len(names) else None

@@ -249,7 +249,7 @@ def _lora_plus(model: Any, recipe: Recipe) -> Any:
 def _check_trackers(recipe: Recipe) -> None:
     for tracker in recipe.report_to:
         if importlib.util.find_spec(tracker) is None:
-            raise SettingsError("report_to", tracker, f"its package: pip install {tracker}")
+            raise SettingsError("report_to", tracker, f"its package: pip install 'tonearm[{tracker}]'")
 
 
 def _tensorboard(directory: Path) -> TrainerCallback:

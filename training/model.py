@@ -115,7 +115,12 @@ def add_adapter(base: BaseWithHead, recipe: Recipe, labels: Sequence[str]) -> An
     """
     from peft import LoraConfig, TaskType, get_peft_model
 
-    saved = sorted({*recipe.modules_to_save, *fresh_modules(base.fresh)})
+    named = set(recipe.modules_to_save)
+    # What lies in a module that is saved whole is not saved once more.
+    lacking = {
+        module for module in fresh_modules(base.fresh) if not any(f".{name}." in f".{module}." for name in named)
+    }
+    saved = sorted(named | lacking)
     names = [name for name, _ in base.model.named_modules()]
     for module in recipe.modules_to_save:
         if not any(name == module or name.endswith(f".{module}") for name in names):

@@ -64,6 +64,20 @@ def test_hub_with_class_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         _load("nothing", "validation", hub=str(folder))
 
 
+def test_hub_with_lists_of_class_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    names = datasets.Sequence(datasets.ClassLabel(names=["joy", "fear"]))
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        rows = [{"text": "a", "label": [0, 1]}, {"text": "b", "label": []}]
+        table = datasets.Dataset.from_list(rows, features=features)
+        table.to_parquet(folder / f"{split}.parquet")
+    settings = DataSettings(name="set", hub=str(folder), train="train", validation="validation")
+    assert load_dataset(settings, multi_label=True).train.targets == ((0, 1), ())
+
+
 def test_labels_in_numbers_order_by_name_or_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(f'{{"text": "t", "label": {label}}}\n' for label in (10, 2, 1)))

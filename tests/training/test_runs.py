@@ -297,6 +297,8 @@ def test_a_tracker_that_is_not_there_is_named(
     make_recipe: MakeRecipe, tiny_bases: dict[str, Path], tmp_path: Path, console: Console, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match=r"report_to is 'wandb', expected its package: pip install wandb"):
+    with pytest.raises(
+        SettingsError, match=r"report_to is 'wandb', expected its package: pip install 'tonearm\[wandb\]'"
+    ):
         recipe = make_recipe(base_model=str(tiny_bases["distilbert"]), report_to=["wandb"])
         train(recipe, registry=tmp_path / "registry", runs=tmp_path / "runs", console=console)

@@ -1,7 +1,7 @@
 """Training: `tonearm train`'s fit against the script that people write with PEFT and the plain `Trainer`.
 
-The script is that of the original experiment (training/recipes/imdb-distilbert.yaml) on the default base: LoRA of rank 4
-on the query projections, batches of 4, padded to their longest text. Ours trains the same recipe. Each side runs in a
+The script is that of the original experiment (training/recipes/imdb-distilbert.yaml) on the default base: LoRA of rank
+4 on the query projections, batches of 4, padded to their longest text. Ours trains the same recipe. Each side runs in a
 process of its own, so that its peak of memory is its own; sides take turns.
 """
 

@@ -5,6 +5,7 @@ One runs in every replica's API process, off its event loop; the database says w
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -23,6 +24,9 @@ LOOK_EVERY_S = 1.0
 _JUDGE_EVERY_S = 5.0
 """The analysis reads every exposure of an experiment: not at each look."""
 
+_CHECK_EVERY_S = 30.0
+"""Between two checks of the splits, for the metrics."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -38,6 +42,8 @@ class Conductor:
         self._store = store
         self._registry = registry
         self._judge_due_s: dict[tuple[str, str], float] = {}
+        self._check_due_s = 0.0
+        self._sample_ratio_p: dict[str, float] = {}
         self.waiting: dict[str, str] = {}
         """Why a promotion does not move now, by experiment."""
 
@@ -55,6 +61,12 @@ class Conductor:
             return  # the store has said so
         if standings != self._experiments.standings:
             self._experiments.standings = standings
+        self._check_splits()
+
+    def gauges(self) -> metrics.Gauges:
+        text = "Chi-squared test of an experiment's split against its weights; below 0.001 its results are void."
+        samples = [({"experiment": name}, p) for name, p in sorted(self._sample_ratio_p.items())]
+        return {"tonearm_experiment_sample_ratio_p": (text, samples)} if samples else {}
 
     def end(self, experiment: Experiment, kind: Kind, arm: Arm | None, alias: str | None, reason: str) -> Standing:
         """What an administrator decides: `stopped`, or `promoted` to an arm.
@@ -88,6 +100,19 @@ class Conductor:
             StoreUnavailable: the database does not answer.
         """
         return analyse(arms(self._store, experiment, self._experiments.standing(experiment).changes_s))
+
+    def _check_splits(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._check_due_s:
+            return
+        self._check_due_s = now_s + _CHECK_EVERY_S
+        found = {}
+        for experiment in self._experiments.current:
+            with suppress(StoreUnavailable):
+                p = self.analysis(experiment).sample_ratio_p
+                if p is not None:
+                    found[experiment.name] = p
+        self._sample_ratio_p = found
 
     def _due(self, experiment: Experiment, standing: Standing) -> Decision | None:
         now = weighted(experiment, standing)

@@ -3,7 +3,10 @@
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from adapters.errors import TonearmError
+from service import metrics
 from service.asking import XRequestId
+from service.problems import kind_of
 from service.schemas import FEEDBACK_EXAMPLES, Text, answers, problem_answers
 from service.service import Service
 
@@ -39,5 +42,10 @@ class FeedbackAnswer(BaseModel):
 async def feedback(request: Request, body: FeedbackBody, x_request_id: XRequestId = None) -> FeedbackAnswer:
     """It is on disk when this answers. Saying the same again changes nothing; another label takes the place."""
     service: Service = request.app.state.service
-    replaced = await service.store.feedback(body.request_id, body.text, body.label)
+    try:
+        replaced = await service.store.feedback(body.request_id, body.text, body.label)
+    except TonearmError as error:
+        metrics.feedback.labels(kind_of(error).slug).inc()
+        raise
+    metrics.feedback.labels("replaced" if replaced else "new").inc()
     return FeedbackAnswer(request_id=body.request_id, text=body.text, label=body.label, replaced=replaced)

@@ -129,8 +129,10 @@ def _build_worker(worker_id: int, device: str, settings: Settings, run_directory
     import torch
 
     from engine.engine import Engine
+    from service import metrics
     from service.worker import Worker
 
+    metrics.configure(settings)
     if device.startswith("cuda") and settings.device == "auto" and not torch.cuda.is_available():
         log.warning("cuda_unusable", device=device, instead="cpu")
         device = "cpu"

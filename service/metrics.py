@@ -6,24 +6,36 @@ before anything here is imported. Counters and histograms live in that directory
 """
 
 from collections.abc import Callable, Iterable
+from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+if TYPE_CHECKING:
+    from service.settings import Settings
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _SHIFTS = (-0.5, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5)
-_MAX_ADAPTER_LABELS = 200
+_SCORES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+_DEFAULT_ADAPTERS = 200
 _MAX_LABEL_LABELS = 100
 
 requests = Counter("tonearm_requests", "Requests answered.", ("route", "status", "adapter", "experiment", "arm"))
 request_seconds = Histogram("tonearm_request_seconds", "Time to answer a request.", ("route",), buckets=_SECONDS)
 texts = Counter("tonearm_texts", "Texts times adapters, by how they ended.", ("adapter", "outcome"))
 assignments = Counter("tonearm_assignments", "Units assigned to an arm, once a request.", ("experiment", "arm"))
+answers = Counter("tonearm_answers", "Texts answered, by adapter and the label given.", ("adapter", "label"))
+confidence = Histogram(
+    "tonearm_confidence", "Highest score of an answer; where it drifts, the texts have.", ("adapter",), buckets=_SCORES
+)
+problems = Counter("tonearm_problems", "Requests answered with a problem document, by its kind.", ("kind",))
+feedback = Counter("tonearm_feedback", "Labels given as the truth, by what became of them.", ("outcome",))
 experiments_reads = Counter("tonearm_experiments_reads", "Times the experiments file was read.", ("outcome",))
 
 _PAIR = ("experiment", "adapter", "shadow")
@@ -48,27 +60,67 @@ batch_tokens = Counter("tonearm_batch_tokens", "Tokens read, without padding.")
 padded_tokens = Counter("tonearm_padded_tokens", "Tokens computed on, padding included.")
 loads = Counter("tonearm_adapter_loads", "Adapters read and attached.", ("outcome",))
 load_seconds = Histogram("tonearm_adapter_load_seconds", "Time of a load: read, attach.", ("stage",), buckets=_SECONDS)
+evictions = Counter("tonearm_adapter_evictions", "Adapters that made room for others.")
 workers_lost = Counter("tonearm_workers_lost", "Inference workers that died.")
 
 
-class BoundedLabel:
-    """Keeps a label's cardinality bounded: the first so many values as they are, `other` for the rest."""
+class BusiestLabel:
+    """Keeps a label's cardinality bounded: the busiest values as they are, `other` for the rest.
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._seen: set[str] = set()
+    The first `limit` values have series of their own. Once in a window of calls, values that came more than twice as
+    often as one of these take its place, and that one is `other` from then on. A counter must not go down, so series stay
+    as they are once they exist; a process makes at most twice the limit of them in its life.
+    """
+
+    def __init__(self, limit: int, window: int = 10_000) -> None:
+        self.limit = limit
+        self._window = window
+        self._named: dict[str, int] = {}
+        self._others: dict[str, int] = {}
+        self._calls = self._replaced = 0
 
     def __call__(self, value: str) -> str:
-        if value not in self._seen:
-            if len(self._seen) >= self._limit:
-                return "other"
-            self._seen.add(value)
+        count = self._named.get(value)
+        if count is not None:
+            self._named[value] = count + 1
+        elif len(self._named) < self.limit:
+            self._named[value] = 1
+        else:
+            if value in self._others or len(self._others) < _MOST_WATCHED:
+                self._others[value] = self._others.get(value, 0) + 1
+            value = OTHER
+        self._calls += 1
+        if self._calls >= self._window:
+            self._look()
         return value
 
+    def _look(self) -> None:
+        """The end of a window: those that were busier take the places of the idle."""
+        idle = sorted(self._named.items(), key=itemgetter(1))
+        busy = sorted(self._others.items(), key=itemgetter(1), reverse=True)
+        for (least, below), (newcomer, above) in zip(idle, busy, strict=False):
+            if above <= 2 * below or self._replaced >= self.limit:
+                break
+            self._replaced += 1
+            del self._named[least]
+            self._named[newcomer] = 0
+        self._named = dict.fromkeys(self._named, 0)
+        self._others.clear()
+        self._calls = 0
 
-adapter_label = BoundedLabel(_MAX_ADAPTER_LABELS)
-label_label = BoundedLabel(_MAX_LABEL_LABELS)
+
+OTHER = "other"
+_MOST_WATCHED = 4096
+"""Values without series of their own whose calls are counted within a window."""
+
+adapter_label = BusiestLabel(_DEFAULT_ADAPTERS)
+label_label = BusiestLabel(_MAX_LABEL_LABELS)
 """Of adapters' own labels."""
+
+
+def configure(settings: "Settings") -> None:
+    """What an operator decides; once a process, before anything is counted."""
+    adapter_label.limit = settings.metrics_adapters
 
 
 Sample = tuple[dict[str, str], float]

@@ -1,5 +1,6 @@
 """`/livez`, `/readyz`, `/metrics`: for the machinery around the service."""
 
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -51,8 +52,18 @@ async def readyz(request: Request) -> Response:
 )
 async def read_metrics(request: Request) -> Response:
     service: Service = request.app.state.service
-    gauges = service.watch.gauges() | service.experiments.gauges()
+    gauges = service.watch.gauges() | service.experiments.gauges() | service.conductor.gauges() | _limits(service)
     return Response(await run_in_threadpool(metrics.scrape, lambda: gauges), media_type=metrics.CONTENT_TYPE)
+
+
+def _limits(service: Service) -> metrics.Gauges:
+    """What the settings allow, beside what there is."""
+    settings, refused = service.settings, "Beyond so many a request is refused."
+    return {
+        "tonearm_queued_rows_limit": (refused, [({}, float(settings.max_queued_texts))]),
+        "tonearm_queued_tokens_limit": (refused, [({}, float(settings.max_queued_tokens))]),
+        "tonearm_build_info": ("Always 1.", [({"version": version("tonearm"), "base": settings.base_model}, 1.0)]),
+    }
 
 
 @router.get("/", include_in_schema=False)

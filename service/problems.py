@@ -30,6 +30,7 @@ from adapters.errors import (
     VerificationError,
     WorkerLost,
 )
+from service import metrics
 
 MEDIA_TYPE = "application/problem+json"
 _TYPE_PREFIX = "urn:tonearm:problem:"
@@ -99,6 +100,7 @@ def problem_response(error: TonearmError, request_id: str, path: str = "") -> JS
         path: of the request: those that follow others' protocols want their errors' members, too.
     """
     kind = kind_of(error)
+    metrics.problems.labels(kind.slug).inc()
     headers = {}
     retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else _RETRY_AFTER_S.get(type(error))
     if retry_after_s is not None:
@@ -113,6 +115,7 @@ def http_problem_response(error: HTTPException, request_id: str, path: str = "")
     """For what HTTP itself finds wrong: no such route, a method not allowed, a malformed header."""
     phrase = HTTPStatus(error.status_code).phrase
     kind = Kind(error.status_code, phrase.lower().replace(" ", "-"), phrase)
+    metrics.problems.labels(kind.slug).inc()
     detail = error.detail if error.detail and error.detail != phrase else phrase
     document = _document(kind, detail, request_id)
     document |= _of_protocol(path, document)

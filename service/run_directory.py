@@ -64,6 +64,8 @@ class WorkerStatus:
 
     Attributes:
         obeyed: number of the last order that is carried out, as all before it.
+        registered: names in the registry, as of the last look at it.
+        capacity: adapters that can be resident at once.
         not_ready_because: what keeps it from being ready, where that is more than time.
     """
 
@@ -77,6 +79,8 @@ class WorkerStatus:
     loading: tuple[str, ...] = ()
     pinned: tuple[str, ...] = ()
     obeyed: int = 0
+    registered: int = 0
+    capacity: int = 0
     waiting_rows: int = 0
     parked_rows: int = 0
     not_ready_because: str | None = None

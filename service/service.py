@@ -13,6 +13,7 @@ import structlog
 
 from adapters.errors import SettingsError
 from adapters.store import Registry
+from service import metrics
 from service.conductor import LOOK_EVERY_S, Conductor
 from service.experiments import Experiments
 from service.mailbox import Mailbox
@@ -39,6 +40,7 @@ class Service:
         Raises:
             SettingsError: the experiments file is wrong, the database cannot be used, or traces are on and cannot be.
         """
+        metrics.configure(settings)
         self.settings = settings
         self.run_directory = run_directory
         self.registry = Registry(settings.adapters_dir)

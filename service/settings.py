@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     drain_delay_s: float = Field(1, ge=0, le=300, description="From /readyz turning 503 to closing the port.")
     drain_timeout_s: float = Field(30, gt=0, le=3600, description="Longest wait for answers still due, then.")
 
+    metrics_adapters: int = Field(
+        200, ge=1, le=10_000, description="Adapters with metrics of their own, the busiest; the rest are `other`."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_text: bool = Field(False, description="Log the texts of requests.")
     traces: Literal["off", "otlp", "console"] = Field(

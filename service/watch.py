@@ -1,9 +1,11 @@
 """The API process's view of the workers: what they say of themselves, and whether they live."""
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
@@ -182,6 +184,22 @@ class Watch:
                     ({"state": "loading"}, float(sum(len(status.loading) for _, status in workers))),
                 ],
             ),
+            "tonearm_adapters_registered": (
+                "Names in the registry.",
+                [({}, float(max((status.registered for _, status in workers), default=0)))],
+            ),
+            "tonearm_adapters_capacity": (
+                "Adapters that a worker can hold at once.",
+                [(labels, float(status.capacity)) for labels, status in workers],
+            ),
+            "tonearm_process_resident_bytes": (
+                "Memory of a process.",
+                [
+                    ({"process": name}, float(resident))
+                    for name, pid in (("api", os.getpid()), *self._worker_pids())
+                    if (resident := _resident_bytes(pid)) is not None
+                ],
+            ),
             "tonearm_worker_up": (
                 "1 if the worker process lives.",
                 [(labels, float(self._lives(int(labels["worker"])))) for labels, _ in workers],
@@ -196,5 +214,16 @@ class Watch:
             ),
         }
 
+    def _worker_pids(self) -> list[tuple[str, int]]:
+        return [(f"worker-{at}", status.pid) for at, status in self.statuses.items() if self._lives(at)]
+
     def _lives(self, worker_id: int) -> bool:
         return worker_id in self._living
+
+
+def _resident_bytes(pid: int) -> int | None:
+    """Resident memory of a process; None where it is gone, or the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None

@@ -140,6 +140,7 @@ class Worker:
         self._pinned_absent: str | None = None
         self._starting: set[AdapterId] | None = None
         """Adapters that must be tried before the worker is ready; None until the first look at the registry."""
+        self._registered = 0
         self._ready = False
         self._started_s = time.monotonic()
         self._status_due_s = 0.0
@@ -171,6 +172,9 @@ class Worker:
         look = self._loader.take_look()
         if look is None:
             return
+        if self._registered != len(look.newest):
+            self._registered = len(look.newest)
+            self._status_due_s = 0
         self._drop_changed(look)
         self._pinned_by_setting = self._pins_among(look.newest)
         wanted = {*self._load_ahead(look.newest), *self._load_pinned()}
@@ -292,6 +296,7 @@ class Worker:
     def _forget_evicted(self) -> None:
         for adapter in self._resident.keys() - set(self._engine.resident):
             del self._resident[adapter]
+            metrics.evictions.inc()
             log.info("adapter_evicted", adapter=str(adapter))
 
     def _unpark(self, loaded: Loaded) -> None:
@@ -508,7 +513,13 @@ class Worker:
     def _settle(self, item: _Item, outcome: Outcome) -> None:
         opened = item.open
         opened.outcomes[item.at] = outcome
-        metrics.texts.labels(metrics.adapter_label(str(item.adapter)), _kind(outcome)).inc()
+        adapter = metrics.adapter_label(str(item.adapter))
+        metrics.texts.labels(adapter, _kind(outcome)).inc()
+        if isinstance(outcome, Answer):
+            # Of an adapter that is `other`, labels would mix those of many.
+            label = metrics.OTHER if adapter == metrics.OTHER else metrics.label_label(outcome.label)
+            metrics.answers.labels(adapter, label).inc()
+            metrics.confidence.labels(adapter).observe(max(outcome.scores))
         self._count_down(opened)
 
     def _count_down(self, opened: _OpenJob) -> None:
@@ -554,6 +565,8 @@ class Worker:
                 loading=tuple(str(adapter) for adapter in self._loader.loading),
                 pinned=tuple(str(adapter) for adapter in self._engine.pinned),
                 obeyed=self._obeyed,
+                registered=self._registered,
+                capacity=self._engine.capacity,
                 waiting_rows=len(self._waiting),
                 parked_rows=sum(map(len, self._parked.values())),
                 not_ready_because=None if self._ready else self._not_ready_because(),

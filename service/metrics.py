@@ -68,8 +68,8 @@ class BusiestLabel:
     """Keeps a label's cardinality bounded: the busiest values as they are, `other` for the rest.
 
     The first `limit` values have series of their own. Once in a window of calls, values that came more than twice as
-    often as one of these take its place, and that one is `other` from then on. A counter must not go down, so series stay
-    as they are once they exist; a process makes at most twice the limit of them in its life.
+    often as one of these take its place, and that one is `other` from then on. A counter must not go down, so series
+    stay as they are once they exist; a process makes at most twice the limit of them in its life.
     """
 
     def __init__(self, limit: int, window: int = 10_000) -> None:

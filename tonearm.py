@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import engine.command
+import scoring.command
 import service.command
 import service.experiments_command
 import training.command
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(training.command.train)
 app.command()(service.command.serve)
 app.command()(service.command.classify)
+app.command()(scoring.command.score)
 app.add_typer(engine.command.app, name="adapters")
 app.add_typer(service.experiments_command.app, name="experiments")
 

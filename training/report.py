@@ -48,13 +48,12 @@ def print_report(console: Console, outcome: Outcome) -> None:
         loss = f"{evaluation.loss:.3f}"
         table.add_row(name, interval_text(evaluation.accuracy), interval_text(evaluation.macro_f1), loss)
     console.print(table)
-    examples = Table(title="examples")
-    for header in ("text", "label", "base", "tuned"):
-        examples.add_column(header)
-    for row in example_rows(outcome):
-        # A text may hold brackets, which rich would take for markup.
-        examples.add_row(*map(escape, row))
-    console.print(examples)
+    if rows := example_rows(outcome):
+        examples = Table("text", "label", "base", "tuned", title="examples")
+        for row in rows:
+            # A text may hold brackets, which rich would take for markup.
+            examples.add_row(*map(escape, row))
+        console.print(examples)
     for sentence in sentences(outcome):
         console.print(sentence, highlight=False, soft_wrap=True, markup=False)
 

@@ -1,0 +1,155 @@
+"""`tonearm score` on a real Ray: what the engine says, each row exactly once, also when it is killed on the way."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+
+from adapters.base_model import BaseModelFiles
+from adapters.reference import AdapterId
+from adapters.store import Registry
+from engine.engine import Engine
+from engine.rows import Answer, Row
+from tests.factory import AdapterShape, save_adapter
+
+pytest.importorskip("ray", reason="pip install 'tonearm[score]'")
+
+ROOT = Path(__file__).parents[2]
+SMALL_UNITS = """
+import scoring.score
+scoring.score.score.__kwdefaults__["rows_at_once"] = 16
+from tonearm import main
+main()
+"""
+"""The command, with units that a test has many of."""
+
+
+@pytest.fixture(scope="module")
+def registry(base: BaseModelFiles, tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    root = tmp_path_factory.mktemp("scoring")
+    found = Registry(root / "registry")
+    found.publish(save_adapter(root / "movies", base, AdapterShape(seed=1), name="movies"), "movies")
+    tone = AdapterShape(labels=("negative", "neutral", "positive"), rank=2, seed=2, max_tokens=12)
+    found.publish(save_adapter(root / "tone", base, tone, name="tone"), "tone")
+    return found
+
+
+def _command(*arguments: str, registry: Registry) -> list[str]:
+    return [sys.executable, "-c", SMALL_UNITS, "score", *arguments, "--registry", str(registry.root)]
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+
+
+def _score(*arguments: str, registry: Registry) -> subprocess.CompletedProcess[str]:
+    command = _command(*arguments, registry=registry)
+    return subprocess.run(command, env=_environment(), capture_output=True, text=True, timeout=240, check=False)
+
+
+def _write(path: Path, rows: int) -> list[str]:
+    texts = [f"sentence number {at} says {'much ' * (at % 9)}of {at * 7919 % 101}" for at in range(rows)]
+    path.write_text("".join(json.dumps({"id": at, "text": text}) + "\n" for at, text in enumerate(texts)))
+    return texts
+
+
+def _parts(output: Path) -> list[dict[str, Any]]:
+    return [
+        row for part in sorted(output.glob("part-*.parquet")) for row in pyarrow.parquet.read_table(part).to_pylist()
+    ]
+
+
+def test_it_says_what_the_engine_says_and_resumes_after_kills(
+    registry: Registry, base: BaseModelFiles, tmp_path: Path
+) -> None:
+    texts = _write(tmp_path / "in.jsonl", 150)
+    output = tmp_path / "out"
+    arguments = [
+        str(tmp_path / "in.jsonl"),
+        "--adapter",
+        "movies,tone",
+        "--output",
+        str(output),
+        "--scores",
+        "--workers",
+        "1",
+    ]
+    killed = subprocess.Popen(
+        _command(*arguments, registry=registry),
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not list(output.glob("_units/*.json")):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = len(list(output.glob("_units/*.json")))
+    assert not (output / "_done.json").exists() or before == 10
+    ended = _score(*arguments, registry=registry)
+    assert ended.returncode == 0, ended.stderr
+    assert "of 10 units were done before" in ended.stdout and "150 rows in 10 parts" in ended.stdout
+    rows = _parts(output)
+    assert [row["id"] for row in rows] == list(range(150))
+    engine = Engine(base, capacity=2)
+    ids = [AdapterId("movies", 1), AdapterId("tone", 1)]
+    for adapter in ids:
+        engine.attach(engine.read(registry.directory(adapter), adapter))
+    outcomes, _ = engine.classify([Row(text, adapter) for text in texts for adapter in ids])
+    for at, outcome in enumerate(outcomes):
+        assert isinstance(outcome, Answer)
+        row, name = rows[at // 2], ids[at % 2].name
+        assert (row[f"{name}.label"], row[f"{name}.truncated"]) == (outcome.label, outcome.truncated)
+        for label, score in zip(outcome.labels, outcome.scores, strict=True):
+            assert row[f"{name}.score.{label}"] == pytest.approx(score, abs=1e-4)
+    done = json.loads((output / "_done.json").read_text())
+    assert done["rows"] == 150 and sum(done["labels"]["tone"].values()) == 150
+
+    # The same again has nothing to do; another input, or another adapter, is another output.
+    assert "10 of 10 units were done before" in _score(*arguments, registry=registry).stdout
+    other = _score(arguments[0], "--adapter", "movies", *arguments[3:], registry=registry)
+    assert other.returncode == 1 and "expected an output of the same" in other.stderr
+    _write(tmp_path / "in.jsonl", 151)
+    changed = _score(*arguments, registry=registry)
+    assert changed.returncode == 1 and "an output of the same input" in changed.stderr
+
+
+def test_rows_that_cannot_be_scored(registry: Registry, tmp_path: Path) -> None:
+    with (tmp_path / "in.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["n", "body"], [1, "fine"], [2, ""], [3, "two\nlines"]])
+    arguments = [str(tmp_path / "in.csv"), "--adapter", "movies", "--text", "body", "--workers", "1"]
+    failed = _score(*arguments, "--output", str(tmp_path / "out"), registry=registry)
+    assert failed.returncode == 1
+    assert "in.csv row 2: body is empty, expected text; --on-error null goes on without such rows" in failed.stderr
+    assert not list((tmp_path / "out").glob("part-*"))
+    kept = ["--output", str(tmp_path / "kept"), "--on-error", "null", "--format", "csv"]
+    assert "1 rows could not be scored" in _score(*arguments, *kept, registry=registry).stdout
+    rows = list(csv.DictReader((tmp_path / "kept" / "part-000000.csv").open(newline="")))
+    assert [row["n"] for row in rows] == ["1", "2", "3"]
+    assert rows[1]["error"] == "body is empty, expected text" and rows[1]["movies.label"] == ""
+    assert rows[2]["body"] == "two\nlines" and rows[2]["movies.label"] in ("negative", "positive")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--adapter", "moveis"], "movies"),
+        (["--adapter", "movies", "--text", "body"], "there is no column 'body', found id, text"),
+    ],
+)
+def test_what_is_not_there_is_named(registry: Registry, tmp_path: Path, arguments: list[str], message: str) -> None:
+    _write(tmp_path / "in.jsonl", 3)
+    found = _score(str(tmp_path / "in.jsonl"), *arguments, "--output", str(tmp_path / "out"), registry=registry)
+    assert found.returncode == 1 and message in found.stderr, found.stderr

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [bank|residency|padding|load|ab|training]`: every measurement, or one.
+"""`python -m benchmarks [bank|residency|padding|load|ab|training|replicas]`: every measurement, or one.
 
 Tables go to the terminal, JSON to runs/benchmarks.
 """
@@ -118,6 +118,14 @@ def training(
     if not (data / "movie_reviews" / "train.jsonl").is_file():
         raise typer.BadParameter(f"{data}: expected a folder with movie_reviews/train.jsonl")
     measurement.run(data, texts, rounds)
+
+
+@app.command()
+def replicas(capacity: Annotated[int, typer.Option(help="Adapters in a replica's bank.", min=1)] = 2048) -> None:
+    """Hit rates of 1 to 16 replicas with up to 100,000 adapters, in turn and routed by adapter: a simulation."""
+    from benchmarks import replicas as measurement
+
+    measurement.run(capacity)
 
 
 # The processes of `load` are spawned and import this module again under another name.

@@ -18,6 +18,8 @@ from adapters.reference import AdapterId
 from adapters.store import Registry
 from engine.engine import Engine
 from engine.rows import Answer, Row
+from scoring.units import cut, find_input
+from scoring.worker import Scorer, Task
 from tests.factory import AdapterShape, save_adapter
 
 pytest.importorskip("ray", reason="pip install 'tonearm[score]'")
@@ -130,12 +132,9 @@ def test_rows_that_cannot_be_scored(registry: Registry, tmp_path: Path) -> None:
         writer = csv.writer(file)
         writer.writerows([["n", "body"], [1, "fine"], [2, ""], [3, "two\nlines"]])
     arguments = [str(tmp_path / "in.csv"), "--adapter", "movies", "--text", "body", "--workers", "1"]
-    failed = _score(*arguments, "--output", str(tmp_path / "out"), registry=registry)
-    assert failed.returncode == 1
-    assert "in.csv row 2: body is empty, expected text; --on-error null goes on without such rows" in failed.stderr
-    assert not list((tmp_path / "out").glob("part-*"))
     kept = ["--output", str(tmp_path / "kept"), "--on-error", "null", "--format", "csv"]
-    assert "1 rows could not be scored" in _score(*arguments, *kept, registry=registry).stdout
+    done = _score(*arguments, *kept, registry=registry)
+    assert "1 rows could not be scored" in done.stdout, done.stderr
     rows = list(csv.DictReader((tmp_path / "kept" / "part-000000.csv").open(newline="")))
     assert [row["n"] for row in rows] == ["1", "2", "3"]
     assert rows[1]["error"] == "body is empty, expected text" and rows[1]["movies.label"] == ""
@@ -143,13 +142,37 @@ def test_rows_that_cannot_be_scored(registry: Registry, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("content", "problem"),
     [
-        (["--adapter", "moveis"], "movies"),
-        (["--adapter", "movies", "--text", "body"], "there is no column 'body', found id, text"),
+        ('{"id": 1, "body": "x"}', "line 1: there is no column 'text', found id, body"),
+        ('{"text": "x"}\n{"text": null}', "line 2: text is 'None', expected text; --on-error null goes on without"),
+        ('{"text": "x", "movies.label": 3}', "line 1: the column 'movies.label' is one that scoring writes"),
     ],
 )
-def test_what_is_not_there_is_named(registry: Registry, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_a_row_that_ends_the_run_is_named(
+    registry: Registry, base: BaseModelFiles, tmp_path: Path, content: str, problem: str
+) -> None:
+    (tmp_path / "in.jsonl").write_text(content + "\n")
+    source = find_input(str(tmp_path / "in.jsonl"))
+    task = Task(
+        base_model=base.id,
+        registry=str(registry.root),
+        adapters=(("movies", "movies@1"),),
+        text="text",
+        output=str(tmp_path / "out"),
+        format="parquet",
+        windows=False,
+        all_scores=False,
+        on_error="fail",
+        threads=1,
+    )
+    done = Scorer(task, source.filesystem).score(next(cut(source, 100)))
+    assert done.problem is not None and problem in done.problem
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_adapter_is_named_with_its_neighbours(registry: Registry, tmp_path: Path) -> None:
     _write(tmp_path / "in.jsonl", 3)
-    found = _score(str(tmp_path / "in.jsonl"), *arguments, "--output", str(tmp_path / "out"), registry=registry)
-    assert found.returncode == 1 and message in found.stderr, found.stderr
+    arguments = [str(tmp_path / "in.jsonl"), "--adapter", "moveis", "--output", str(tmp_path / "out")]
+    found = _score(*arguments, registry=registry)
+    assert found.returncode == 1 and "movies" in found.stderr

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from adapters.errors import SettingsError
 from adapters.store import SHIPPED
 
 
@@ -46,9 +47,12 @@ def train(
         return
     if recipe is None:
         raise typer.BadParameter("expected a recipe, a YAML file; see training/recipes/")
+    from training.processes import world_size
     from training.train import train as train_recipe
 
     loaded, console = load_recipe(recipe, set_ or []), Console()
+    if search and world_size() > 1:
+        raise SettingsError("--search", search, "one process: trials are one after another")
     if search:
         from training.search import search as search_settings
 

@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import TrainingError
+from adapters.errors import TonearmError, TrainingError
 from adapters.manifest import PEFT_WEIGHTS, file_sha256
 from training.fit import Epoch, Fit
 from training.processes import by_first
@@ -155,6 +155,8 @@ def exhaustion_named(recipe: Recipe, runs: Path) -> Iterator[None]:
     """
     try:
         yield
+    except TonearmError:
+        raise
     except Exception as error:
         words = str(error).lower()
         if getattr(error, "errno", None) in _NO_SPACE or any(word in words for word in _NO_SPACE_WORDS):

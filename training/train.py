@@ -79,8 +79,8 @@ def prepare(recipe: Recipe, runs: Path) -> Prepared:
 
 
 def untrained_base(prepared: Prepared, recipe: Recipe) -> BaseWithHead:
-    """The base as training begins with it."""
-    return load_base(
+    """The base as training begins with it, on the device that it trains on."""
+    untrained = load_base(
         prepared.base,
         prepared.dataset.labels,
         prepared.tokenizer,
@@ -88,6 +88,15 @@ def untrained_base(prepared: Prepared, recipe: Recipe) -> BaseWithHead:
         recipe.training.attention_dropout,
         quantised=recipe.quantise is not None,
     )
+    if recipe.quantise is None:
+        untrained.model.to(_device())
+    return untrained
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 def learn(
@@ -241,7 +250,8 @@ def _train(
             model, directory, base, recipe, dataset.labels, tokenizer, tokens.validation, collate
         )
         # What is served is measured: of a quantised base's adapter that is the one on the base in full precision.
-        tuned_evaluation = evaluate(reloaded, tokens.validation, collate)
+        tuned_evaluation = evaluate(reloaded.to(_device()), tokens.validation, collate)
+        reloaded.cpu()
         texts = recipe.example_texts or choose_texts(dataset.validation, tokens.validation, tuned_evaluation)
         outcome = Outcome(
             recipe=recipe,

@@ -169,6 +169,11 @@ def digest_files(directory: Path, held: Mapping[str, bytes] | None = None) -> di
     }
 
 
+def weights_sha256(directory: Path) -> str:
+    """Of an adapter's weights file."""
+    return file_sha256(directory / PEFT_WEIGHTS)
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -33,6 +33,12 @@ class Reference:
         return self.name if suffix is None else f"{self.name}@{suffix}"
 
 
+def read_id(text: str) -> AdapterId:
+    """The opposite of `str(adapter)`; for text of our own, not of callers'."""
+    name, _, version = text.partition("@")
+    return AdapterId(name, int(version))
+
+
 def parse_reference(text: str) -> Reference:
     """Read `name`, `name@3` or `name@alias`.
 

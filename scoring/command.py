@@ -2,7 +2,6 @@
 
 import os
 import time
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,17 +9,7 @@ import typer
 
 from adapters.base_model import DEFAULT_BASE_MODEL
 from adapters.store import SHIPPED, Registry
-
-
-class Format(StrEnum):
-    PARQUET = "parquet"
-    JSONL = "jsonl"
-    CSV = "csv"
-
-
-class OnError(StrEnum):
-    FAIL = "fail"
-    NULL = "null"
+from scoring.worker import Format, OnError, Task
 
 
 def score(
@@ -65,7 +54,6 @@ def score(
     from rich.table import Table
 
     from scoring.score import score as score_input
-    from scoring.worker import Task
 
     store = Registry(registry)
     exact = {}
@@ -81,10 +69,10 @@ def score(
         adapters=tuple(exact.items()),
         text=text,
         output=output,
-        format=format_.value,
+        format=format_,
         windows=windows,
         all_scores=scores,
-        on_error=on_error.value,
+        on_error=on_error,
         threads=threads,
     )
     console, began = Console(), time.perf_counter()

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from adapters.base_model import find_base_model
 from adapters.errors import DataError, SettingsError
-from adapters.manifest import PEFT_WEIGHTS, file_sha256
+from adapters.manifest import weights_sha256
 from adapters.store import Registry
 from scoring.units import Source, Unit, cut, find_input
 from scoring.worker import UNITS, Done, Scorer, Task, write_whole
@@ -95,9 +95,7 @@ def _begin(source: Source, task: Task, rows_at_once: int) -> None:
         SettingsError: it is of something else, or holds files that are not ours.
     """
     registry = Registry(Path(task.registry))
-    weights = {
-        exact: file_sha256(registry.directory(registry.resolve(exact)) / PEFT_WEIGHTS) for _, exact in task.adapters
-    }
+    weights = {exact: weights_sha256(registry.directory(registry.resolve(exact))) for _, exact in task.adapters}
     decisive = asdict(task)
     for anywhere in ("registry", "threads", "output", "base_model"):
         # Where things lie, and how fast: not what comes of it.

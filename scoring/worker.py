@@ -10,17 +10,31 @@ import os
 import uuid
 from collections import Counter
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from adapters.base_model import find_base_model
 from adapters.errors import DataError, TonearmError
-from adapters.reference import AdapterId
+from adapters.reference import AdapterId, read_id
 from adapters.store import Registry
 from scoring.units import Unit, read
 
-OnError = Literal["fail", "null"]
-OutputFormat = Literal["parquet", "jsonl", "csv"]
+
+class Format(StrEnum):
+    """Of the parts."""
+
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+class OnError(StrEnum):
+    """What to do at a row that cannot be scored."""
+
+    FAIL = "fail"
+    NULL = "null"
+
 
 UNITS = "_units"
 """Directory of the output with a file for each unit that is done."""
@@ -45,7 +59,7 @@ class Task:
     adapters: tuple[tuple[str, str], ...]
     text: str
     output: str
-    format: OutputFormat
+    format: Format
     windows: bool
     all_scores: bool
     on_error: OnError
@@ -84,7 +98,7 @@ class Scorer:
         torch.set_num_threads(task.threads)
         self._task = task
         self._filesystem = filesystem
-        self._ids = {prefix: _adapter_id(exact) for prefix, exact in task.adapters}
+        self._ids = {prefix: read_id(exact) for prefix, exact in task.adapters}
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._engine = Engine(find_base_model(task.base_model), capacity=len(self._ids), device=device)
         registry = Registry(Path(task.registry))
@@ -93,6 +107,8 @@ class Scorer:
             read_adapter = self._engine.read(registry.directory(adapter), adapter)
             self._labels[adapter] = read_adapter.labels
             self._engine.attach(read_adapter)
+        self._column_types = self._types()
+        self._empty: dict[str, Any] = dict.fromkeys(self._column_types)
 
     def score(self, unit: Unit) -> Done:
         """Score a unit and write its file. What is wrong with the data becomes a `problem`."""
@@ -101,7 +117,7 @@ class Scorer:
             scored, failed = self._scored(rows)
         except DataError as error:
             return Done(unit.number, 0, {}, problem=str(error))
-        write_whole(self._task.output, self._task.part(unit), encode(scored, self._task.format, self._columns(rows)))
+        write_whole(self._task.output, self._task.part(unit), encode(scored, self._task.format, self._column_types))
         given = {prefix: [row[f"{prefix}.label"] for row in scored] for prefix in self._ids}
         labels = {prefix: dict(Counter(label for label in found if label)) for prefix, found in given.items()}
         done = Done(unit.number, len(scored), labels, failed)
@@ -129,14 +145,15 @@ class Scorer:
                 if wrong and self._task.on_error == "fail":
                     raise DataError(f"{where}: {wrong}; --on-error null goes on without such rows")
                 failed += wrong is not None
-                columns = self._columns_of(None if wrong else found)
-                scored.append({**row, **columns, **({"error": wrong} if self._task.on_error == "null" else {})})
+                columns = {} if wrong else self._columns_of(found)
+                # In the order of the types, and empty where there is nothing to say.
+                scored.append(row | self._empty | columns | ({"error": wrong} if "error" in self._empty else {}))
         return scored, failed
 
     def _problem(self, where: str, row: dict[str, Any]) -> str | None:
         if self._task.text not in row:
             raise DataError(f"{where}: there is no column {self._task.text!r}, found {', '.join(row) or 'none'}")
-        clash = sorted(set(row) & set(self._columns_of(None) | ({"error": 0} if self._task.on_error == "null" else {})))
+        clash = sorted(row.keys() & self._empty.keys())
         if clash:
             raise DataError(f"{where}: the column {clash[0]!r} is one that scoring writes; rename it")
         text = row[self._task.text]
@@ -144,30 +161,28 @@ class Scorer:
             return f"{self._task.text} is {str(text)[:60]!r}, expected text"
         return None if text.strip() else f"{self._task.text} is empty, expected text"
 
-    def _columns_of(self, answers: list[Any] | None) -> dict[str, Any]:
-        columns: dict[str, Any] = {}
-        for at, (prefix, adapter) in enumerate(self._ids.items()):
-            answer = None if answers is None else answers[at]
-            columns[f"{prefix}.label"] = None if answer is None else answer.label
-            columns[f"{prefix}.score"] = None if answer is None else max(answer.scores)
-            columns[f"{prefix}.truncated"] = None if answer is None else answer.truncated
+    def _types(self) -> dict[str, str]:
+        """Every column that is written, with its type in Arrow."""
+        types: dict[str, str] = {}
+        for prefix, adapter in self._ids.items():
+            types |= {f"{prefix}.label": "string", f"{prefix}.score": "float64", f"{prefix}.truncated": "bool_"}
             if self._task.all_scores:
-                for position, label in enumerate(self._labels[adapter]):
-                    columns[f"{prefix}.score.{label}"] = None if answer is None else answer.scores[position]
+                types |= {f"{prefix}.score.{label}": "float64" for label in self._labels[adapter]}
+        return types | ({"error": "string"} if self._task.on_error == "null" else {})
+
+    def _columns_of(self, answers: list[Any]) -> dict[str, Any]:
+        columns: dict[str, Any] = {}
+        for prefix, answer in zip(self._ids, answers, strict=True):
+            columns[f"{prefix}.label"] = answer.label
+            columns[f"{prefix}.score"] = max(answer.scores)
+            columns[f"{prefix}.truncated"] = answer.truncated
+            if self._task.all_scores:
+                scores = zip(answer.labels, answer.scores, strict=True)
+                columns |= {f"{prefix}.score.{label}": score for label, score in scores}
         return columns
 
-    def _columns(self, rows: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-        """Types of what scoring writes, so that a file whose rows all failed has them, too."""
-        found: dict[str, Any] = {}
-        for name in self._columns_of(None):
-            kind = name.rpartition(".")[2]
-            found[name] = {"label": "string", "truncated": "bool"}.get(kind, "double")
-            if ".score." in name:
-                found[name] = "double"
-        return found | ({"error": "string"} if self._task.on_error == "null" else {})
 
-
-def encode(rows: list[dict[str, Any]], output_format: OutputFormat, types: dict[str, str]) -> bytes:
+def encode(rows: list[dict[str, Any]], output_format: Format, types: dict[str, str]) -> bytes:
     """A part's content."""
     if output_format == "jsonl":
         return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows).encode()
@@ -184,14 +199,11 @@ def encode(rows: list[dict[str, Any]], output_format: OutputFormat, types: dict[
     for name, kind in types.items():
         if name in table.column_names:
             at = table.column_names.index(name)
-            table = table.set_column(at, name, table.column(name).cast(getattr(pyarrow, _ARROW[kind])()))
+            table = table.set_column(at, name, table.column(name).cast(getattr(pyarrow, kind)()))
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink)
     content: bytes = sink.getvalue().to_pybytes()
     return content
-
-
-_ARROW = {"string": "string", "bool": "bool_", "double": "float64"}
 
 
 def write_whole(directory: str, name: str, content: bytes) -> None:
@@ -213,8 +225,3 @@ def write_whole(directory: str, name: str, content: bytes) -> None:
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def _adapter_id(exact: str) -> AdapterId:
-    name, _, version = exact.partition("@")
-    return AdapterId(name, int(version))

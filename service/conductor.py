@@ -12,7 +12,7 @@ import structlog
 from adapters.errors import AdapterError, StoreUnavailable, UnknownExperiment
 from adapters.store import Registry
 from service import metrics, promotion
-from service.analysis import Analysis, analyse
+from service.analysis import Analysis, ArmData, analyse, sample_ratio_p
 from service.decisions import Decision, Kind, Standing, read_standings, record
 from service.experiments import Experiments, shares, weighted
 from service.results import arms, evidence
@@ -61,7 +61,6 @@ class Conductor:
             return  # the store has said so
         if standings != self._experiments.standings:
             self._experiments.standings = standings
-        self._check_splits()
 
     def gauges(self) -> metrics.Gauges:
         text = "Chi-squared test of an experiment's split against its weights; below 0.001 its results are void."
@@ -99,9 +98,13 @@ class Conductor:
         Raises:
             StoreUnavailable: the database does not answer.
         """
-        return analyse(arms(self._store, experiment, self._experiments.standing(experiment).changes_s))
+        return analyse(self._arms(experiment))
 
-    def _check_splits(self) -> None:
+    def _arms(self, experiment: Experiment) -> list[ArmData]:
+        return arms(self._store, experiment, self._experiments.standing(experiment).changes_s)
+
+    def check_splits(self) -> None:
+        """Look, now and then, whether units are split as they should be; `gauges` has what was found."""
         now_s = time.monotonic()
         if now_s < self._check_due_s:
             return
@@ -109,7 +112,7 @@ class Conductor:
         found = {}
         for experiment in self._experiments.current:
             with suppress(StoreUnavailable):
-                p = self.analysis(experiment).sample_ratio_p
+                p = sample_ratio_p(self._arms(experiment))
                 if p is not None:
                     found[experiment.name] = p
         self._sample_ratio_p = found

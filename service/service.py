@@ -83,6 +83,7 @@ class Service:
         while True:
             try:
                 await asyncio.to_thread(self.conductor.look)
+                await asyncio.to_thread(self.conductor.check_splits)
             except Exception:
                 # As with the looks below: one that fails must not end the conducting.
                 log.exception("conductor_broke")

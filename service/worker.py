@@ -24,7 +24,7 @@ from adapters.errors import (
     UnknownAdapter,
     VerificationError,
 )
-from adapters.reference import AdapterId, parse_reference
+from adapters.reference import AdapterId, parse_reference, read_id
 from adapters.store import Registry
 from engine.engine import Engine
 from engine.rows import Answer, BatchStats, Outcome, Report, Row
@@ -325,14 +325,14 @@ class Worker:
             orders = self._run_directory.orders()
             self._orders.extend(order for order in orders.last if order.number > self._heard)
             self._heard = max(self._heard, orders.last[-1].number)
-            self._pinned_by_order = frozenset(map(_adapter_id, orders.pinned))
+            self._pinned_by_order = frozenset(map(read_id, orders.pinned))
             self._load_pinned()
-        while self._orders and _adapter_id(self._orders[0].adapter) not in self._loader.loading:
+        while self._orders and read_id(self._orders[0].adapter) not in self._loader.loading:
             self._obey(self._orders[0])
 
     def _obey(self, order: Order) -> None:
         """Begin an order, or note that it is carried out: called until its adapter is no longer loading."""
-        adapter = _adapter_id(order.adapter)
+        adapter = read_id(order.adapter)
         if order.number == self._begun:
             self._orders.popleft()
             self._obeyed = order.number
@@ -572,11 +572,6 @@ class Worker:
                 not_ready_because=None if self._ready else self._not_ready_because(),
             ),
         )
-
-
-def _adapter_id(text: str) -> AdapterId:
-    name, _, version = text.partition("@")
-    return AdapterId(name, int(version))
 
 
 def _kind(outcome: Outcome) -> str:

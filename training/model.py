@@ -64,19 +64,24 @@ def load_base(
     set_seed(seed)
     try:
         with _quiet():
-            config = AutoConfig.from_pretrained(base.directory, trust_remote_code=False)
-            dropout = {} if attention_dropout is None else dict.fromkeys(_ATTENTION_DROPOUT, attention_dropout)
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
+            config = AutoConfig.from_pretrained(
                 base.directory,
                 id2label=dict(enumerate(labels)),
                 label2id={label: index for index, label in enumerate(labels)},
+                trust_remote_code=False,
+            )
+            for name in _ATTENTION_DROPOUT:
+                if attention_dropout is not None and hasattr(config, name):
+                    setattr(config, name, attention_dropout)
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                base.directory,
+                config=config,
                 # A base may come with a head for other labels: it is replaced by a fresh one.
                 ignore_mismatched_sizes=True,
                 dtype="float32",
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
-                **{name: value for name, value in dropout.items() if hasattr(config, name)},
                 **(_four_bit() if quantised else {}),
             )
     except (OSError, ValueError) as error:
@@ -181,7 +186,6 @@ def _warm_start(model: Any, directory: Path, labels: Sequence[str]) -> None:
         SettingsError: there is no adapter, or its LoRA cannot be had in this recipe's shape.
     """
     import safetensors.torch
-    from peft import set_peft_model_state_dict
 
     if not (directory / PEFT_WEIGHTS).is_file():
         raise SettingsError("warm_start_from", directory.name, f"an adapter directory with {PEFT_WEIGHTS}")
@@ -207,7 +211,7 @@ def _warm_start(model: Any, directory: Path, labels: Sequence[str]) -> None:
         start[key] = fitting
     if not start:
         raise SettingsError("warm_start_from", directory.name, "an adapter with something that this recipe trains")
-    set_peft_model_state_dict(model, ours | start)
+    set_trained_state(model, ours | start)
 
 
 def _widened(tensor: Any, mine: Any, *, in_b: bool) -> Any:

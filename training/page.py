@@ -1,6 +1,7 @@
 """The report for people: one page, `report/index.html`, with everything in it and nothing loaded from elsewhere."""
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from training.calibrate import softmax
 from training.checks import balance, finding_sentences
 from training.evaluate import Evaluation, decisions
 from training.outcome import Outcome
-from training.plots import plots
 from training.report import (
     REPORT,
     chance,
@@ -44,10 +44,11 @@ class _Text:
     score: float
 
 
-def write_page(directory: Path, outcome: Outcome, *, with_texts: bool) -> None:
+def write_page(directory: Path, outcome: Outcome, pictures: Mapping[str, bytes], *, with_texts: bool) -> None:
     """Write `report/index.html`.
 
     Args:
+        pictures: the plots, by file name.
         with_texts: show validation texts: the worst mistakes, and what changed. What is published leaves them out
             where the recipe has examples of its own, for then the data is not for publishing.
     """
@@ -61,18 +62,19 @@ def write_page(directory: Path, outcome: Outcome, *, with_texts: bool) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pictures = {name.removesuffix(".png"): _inline(plot) for name, plot in plots(outcome).items()}
+    inline = {name.removesuffix(".png"): _inline(plot) for name, plot in pictures.items()}
     if outcome.search is not None:
-        pictures["search"] = _inline(outcome.search.plot)
+        inline["search"] = _inline(outcome.search.plot)
     worst, gained, lost = _mistakes(outcome) if with_texts else ([], [], [])
+    verdict, *others = sentences(outcome)
     rendered = environment.get_template("page.html").render(
         name=outcome.recipe.name,
         description=outcome.recipe.description,
         base=outcome.base_id,
         dataset=outcome.dataset.name,
         source=outcome.recipe.data.source,
-        verdict=sentences(outcome)[0],
-        sentences=sentences(outcome)[1:],
+        verdict=verdict,
+        sentences=others,
         stages=[
             (name, interval_text(found.accuracy), interval_text(found.macro_f1), f"{found.loss:.3f}")
             for name, found in outcome.stages
@@ -98,7 +100,7 @@ def write_page(directory: Path, outcome: Outcome, *, with_texts: bool) -> None:
         worst=worst,
         gained=gained,
         lost=lost,
-        pictures=pictures,
+        pictures=inline,
         recipe=yaml.safe_dump(recipe_fields(outcome), sort_keys=False, allow_unicode=True),
     )
     (directory / REPORT).mkdir(exist_ok=True)

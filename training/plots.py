@@ -9,6 +9,7 @@ import numpy as np
 from training.calibrate import reliability, softmax
 from training.evaluate import decisions
 from training.outcome import Outcome
+from training.report import parted_after
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,8 +57,6 @@ def _figure(width_inches: float, height_inches: float) -> "Figure":
 
 def _curves(outcome: Outcome) -> "Figure":
     from matplotlib.ticker import MaxNLocator
-
-    from training.report import parted_after
 
     fit = outcome.fit
     numbers = [epoch.number for epoch in fit.epochs]

@@ -1,5 +1,6 @@
 """From a trained model to a published adapter: saved, reloaded and compared, described, checked by the engine."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,18 @@ def save_and_reload(
     return reloaded
 
 
-def publish(directory: Path, outcome: Outcome, registry: Registry) -> AdapterId:
+def publish(directory: Path, outcome: Outcome, pictures: Mapping[str, bytes], registry: Registry) -> AdapterId:
     """Add report, card and manifest to a saved adapter, have the engine check it, and publish it.
+
+    Args:
+        pictures: the report's plots, by file name.
 
     Raises:
         VerificationError: the engine refuses it; nothing is published then.
         PublishError: the registry refuses it.
     """
-    write_report(directory, outcome)
-    write_page(directory, outcome, with_texts=not outcome.recipe.example_texts)
+    write_report(directory, outcome, pictures)
+    write_page(directory, outcome, pictures, with_texts=not outcome.recipe.example_texts)
     write_card(directory, outcome)
     write_manifest(directory, _manifest(directory, outcome))
     check_served(directory, outcome)

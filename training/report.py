@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from training.checks import balance
 from training.evaluate import Evaluation
 from training.fit import Fit
 from training.outcome import Outcome, Transfer
-from training.plots import plots
 from training.recipe import Recipe
 from training.runs import Member
 from training.tokenise import TokenisedSplit
@@ -29,13 +28,13 @@ _PARTED = 0.05
 """Share by which validation loss must exceed its lowest value for the losses to count as parted."""
 
 
-def write_report(directory: Path, outcome: Outcome) -> None:
-    """Write `report/` into an adapter directory: `metrics.json` and the plots."""
+def write_report(directory: Path, outcome: Outcome, pictures: Mapping[str, bytes]) -> None:
+    """Write `report/` into an adapter directory: `metrics.json` and the plots, by file name."""
     report = directory / REPORT
     report.mkdir()
     content = json.dumps(_metrics(outcome), indent=2, ensure_ascii=False)
     (directory / METRICS).write_text(content + "\n", encoding="utf-8")
-    for name, plot in plots(outcome).items():
+    for name, plot in pictures.items():
         (report / name).write_bytes(plot)
 
 

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import TonearmError, TrainingError
-from adapters.manifest import PEFT_WEIGHTS, file_sha256
 from training.fit import Epoch, Fit
 from training.processes import by_first
 from training.recipe import Recipe
@@ -139,11 +138,6 @@ def kept_member(directory: Path) -> Member | None:
     fit = fields.pop("fit")
     epochs = tuple(Epoch(**epoch) for epoch in fit.pop("epochs"))
     return Member(fit=Fit(epochs=epochs, **fit), state=load_file(directory / _TRAINED), **fields)
-
-
-def weights_sha256(directory: Path) -> str:
-    """Of an adapter's weights file."""
-    return file_sha256(directory / PEFT_WEIGHTS)
 
 
 @contextmanager

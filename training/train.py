@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from adapters.base_model import BaseModelFiles, find_base_model
-from adapters.manifest import read_manifest
+from adapters.manifest import read_manifest, weights_sha256
 from adapters.reference import AdapterId
 from adapters.store import Registry
 from training.calibrate import calibrate
@@ -28,10 +28,11 @@ from training.golden import choose_texts, golden_examples
 from training.model import BaseWithHead, add_adapter, load_base, lora_targets, set_trained_state, trained_state
 from training.outcome import Outcome, Transfer, public_id
 from training.page import write_page
+from training.plots import plots
 from training.processes import by_first, is_first
 from training.publish import publish, save_and_reload
 from training.recipe import Recipe, load_recipe
-from training.report import METRICS, interval_text, print_report, public_recipe, transfer_sentence
+from training.report import METRICS, interval_text, print_report, public_recipe
 from training.runs import (
     CHECKPOINTS,
     Member,
@@ -40,7 +41,6 @@ from training.runs import (
     keep_member,
     kept_member,
     open_run,
-    weights_sha256,
 )
 from training.tokenise import TokenisedDataset, load_tokenizer, tokenise
 
@@ -238,7 +238,6 @@ def _train(
         console.print("without the transfer stage:", highlight=False)
         without = tuple(_members(prepared, plain, run, "plain-seed", console))
         transfer = dataclasses.replace(transfer, plain=without)
-        console.print(transfer_sentence(transfer, members, recipe), highlight=False, soft_wrap=True)
     best = max(members, key=lambda member: float(getattr(member, recipe.training.metric_for_best)))
     model = add_adapter(untrained_base(prepared, recipe), recipe, dataset.labels)
     set_trained_state(model, best.state)
@@ -270,11 +269,12 @@ def _train(
             search=search,
         )
         print_report(console, outcome)
+        pictures = plots(outcome)
         store = Registry(registry)
         # Published, and cut off before it could be noted.
         published = _same_weights(directory, recipe.name, store) if run.resumed else None
-        published = published or publish(directory, outcome, store)
-        write_page(run.directory, outcome, with_texts=True)
+        published = published or publish(directory, outcome, pictures, store)
+        write_page(run.directory, outcome, pictures, with_texts=True)
         run.end(str(published))
         return published
 

@@ -11,7 +11,7 @@ import pytest
 
 from adapters.store import Registry
 from tests.factory import TEXTS
-from tests.service.running import Service, run_service
+from tests.service.running import START_TIMEOUT_S, Service, run_service
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,10 @@ def two(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iter
     for name in ("base", "movies", "tone"):
         registry.publish(made[name], name)
     with run_service(registry, directory, workers_per_device=2) as running:
+        # Ready is the service with the first of them; these tests are about both.
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while running.metric("tonearm_worker_up") < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
         yield running
 
 

@@ -32,6 +32,7 @@ class Classification(_Answer):
         experiment, arm: set where the A/B unit chose the adapter.
         tokens: read by the adapter, special tokens included.
         request_id: what `feedback` is given for.
+        kept: of a text that was cut, the first character that was read and the one after the last.
         logits: by label; only where they were asked for.
     """
 
@@ -43,6 +44,7 @@ class Classification(_Answer):
     arm: str | None = None
     tokens: int
     truncated: bool
+    kept: tuple[int, int] | None = None
     windows: int = 1
     request_id: str
     logits: dict[str, float] | None = None
@@ -88,6 +90,7 @@ class AdapterList(_Answer):
 
     base_model: str
     default_adapter: str
+    total: int | None = None
     adapters: tuple[AdapterEntry, ...]
 
 
@@ -207,6 +210,7 @@ class ExperimentResult(Experiment):
     arms: tuple[ArmResult, ...]
     differences: tuple[Difference, ...]
     pairs: ShadowResult | None = None
+    summary: str = ""
     sample_ratio_p: float | None
     void: bool
     warnings: tuple[str, ...]

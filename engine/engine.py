@@ -50,7 +50,8 @@ class _Work:
     adapter: "_Facts"
     slot: int
     ids: list[int]
-    truncated: bool
+    truncated: bool = False
+    kept: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,13 +346,14 @@ class Engine:
                     longest = len(text.ids) * MAX_WINDOWS // len(windows)
                     outcomes[at] = TextTooLong(len(text.ids), longest, f"{row.adapter} in {MAX_WINDOWS} windows")
                 else:
-                    work += [_Work(at, adapter, slot, ids, False) for ids in windows]
+                    work += [_Work(at, adapter, slot, ids) for ids in windows]
                 continue
             if too_long and row.long_text == "refuse":
                 outcomes[at] = TextTooLong(len(text.ids), adapter.max_tokens, str(row.adapter))
                 continue
-            ids = text.truncated(adapter.max_tokens, adapter.truncation_side)
-            work.append(_Work(at, adapter, slot, ids, too_long))
+            cut = adapter.max_tokens, adapter.truncation_side
+            kept = text.kept(*cut) if too_long else None
+            work.append(_Work(at, adapter, slot, text.truncated(*cut), too_long, kept))
         return work
 
     def _run(self, work: list[_Work]) -> Sequence[list[float] | InferenceFailed]:
@@ -474,7 +476,7 @@ def _answer(item: _Work, windows: list[tuple[int, list[float] | InferenceFailed]
         powers = [math.exp(value - largest) for value in scaled]
         total = sum(powers)
         scores = [power / total for power in powers]
-    return Answer(adapter.labels, tuple(own), tuple(scores), tokens, item.truncated, len(windows))
+    return Answer(adapter.labels, tuple(own), tuple(scores), tokens, item.truncated, len(windows), item.kept)
 
 
 def _sigmoid(value: float) -> float:

@@ -31,6 +31,7 @@ class Answer(NamedTuple):
         tokens: tokens read, special tokens included.
         truncated: some of the text was cut off.
         windows: passes that the text took; the logits are their mean, weighted by tokens.
+        kept: of a text that was cut, the characters that were read: the first, and the one after the last.
     """
 
     labels: tuple[str, ...]
@@ -39,6 +40,7 @@ class Answer(NamedTuple):
     tokens: int
     truncated: bool
     windows: int = 1
+    kept: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 
@@ -13,11 +14,13 @@ class Tokens:
     Attributes:
         ids: prefix specials, text, suffix specials.
         prefix, suffix: how many special tokens stand before and behind the text.
+        encoding: what a fast tokenizer knows besides: which characters a token stands for.
     """
 
     ids: list[int]
     prefix: int
     suffix: int
+    encoding: Encoding | None = None
 
     def truncated(self, max_tokens: int, side: Literal["left", "right"]) -> list[int]:
         """The ids cut to `max_tokens` by dropping text on one side; special tokens stay."""
@@ -28,6 +31,19 @@ class Tokens:
         if side == "right":
             return self.ids[: end - over] + self.ids[end:]
         return self.ids[: self.prefix] + self.ids[self.prefix + over :]
+
+    def kept(self, max_tokens: int, side: Literal["left", "right"]) -> tuple[int, int] | None:
+        """Characters of the text that `truncated` leaves: the first, and the one after the last.
+
+        None where nothing is cut, or the tokenizer does not say.
+        """
+        over = len(self.ids) - max_tokens
+        first, last = self.prefix, len(self.ids) - self.suffix - 1
+        if over <= 0 or self.encoding is None or first + over > last:
+            return None
+        first, last = (first, last - over) if side == "right" else (first + over, last)
+        began, ended = self.encoding.token_to_chars(first), self.encoding.token_to_chars(last)
+        return None if began is None or ended is None else (began[0], ended[1])
 
     def windows(self, max_tokens: int) -> list[list[int]]:
         """The text in windows of `max_tokens`, each with the special tokens; a quarter of each overlaps the next."""
@@ -57,4 +73,8 @@ class Tokeniser:
         encoded = self._tokenizer(
             texts, truncation=False, padding=False, return_attention_mask=False, return_token_type_ids=False
         )
-        return [Tokens(ids, self._prefix, self._suffix) for ids in encoded["input_ids"]]
+        encodings = encoded.encodings or [None] * len(texts)
+        return [
+            Tokens(ids, self._prefix, self._suffix, encoding)
+            for ids, encoding in zip(encoded["input_ids"], encodings, strict=True)
+        ]

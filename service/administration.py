@@ -1,22 +1,33 @@
-"""`POST /adapters/{name}/load`, `/unload`, `/pin`, `/verify`: for administrators.
+"""`POST /adapters/{name}/load`, `/unload`, `/pin`, `/verify`, and aliases: for administrators.
 
-The registry says what there is; these only move it between disk and bank. Each is written down in the run directory,
-where every worker reads it, and answered when all of them have done it.
+The registry says what there is; the verbs only move it between disk and bank. Each is written down in the run
+directory, where every worker reads it, and answered when all of them have done it. An alias is the registry's own.
 """
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from starlette.exceptions import HTTPException
 
-from adapters.errors import DeadlineExceeded
+from adapters.errors import DeadlineExceeded, InvalidReference
 from adapters.reference import AdapterId, parse_reference
+from adapters.store import Registry
 from service.asking import XRequestId
 from service.run_directory import Verb
-from service.schemas import STATE_EXAMPLES, AdapterState, answers, problem_answers
+from service.schemas import (
+    ALIASES_EXAMPLES,
+    STATE_EXAMPLES,
+    AdapterState,
+    AliasBody,
+    Aliases,
+    answers,
+    problem_answers,
+)
 from service.service import Service
 
 router = APIRouter(prefix="/adapters", tags=["administration"])
@@ -54,6 +65,53 @@ async def pin(request: Request, name: Name, x_request_id: XRequestId = None) -> 
 async def verify(request: Request, name: Name, x_request_id: XRequestId = None) -> AdapterState:
     """Bytes, digests, shapes and golden logits, whatever was found before; it is resident then, or failed."""
     return await _order(request, "verify", name)
+
+
+_ALIASED = answers(ALIASES_EXAMPLES) | problem_answers(400, 401, 403, 404, 409, 422, 500)
+
+Alias = Annotated[str, PathParameter(description="What follows the @.", examples=["champion"])]
+
+
+@router.put("/{name}/aliases/{alias}", responses=_ALIASED, summary="Point name@alias at a version")
+def set_alias(request: Request, name: Name, alias: Alias, body: AliasBody, x_request_id: XRequestId = None) -> Aliases:
+    """Requests for it get that version from the next one on; an alias that is not there yet is made."""
+    registry, plain = _aliased(request, name)
+    with _writing(f"{plain}@{alias}"):
+        registry.set_alias(plain, alias, body.version)
+    return Aliases(name=plain, aliases=registry.aliases(plain))
+
+
+@router.delete("/{name}/aliases/{alias}", responses=_ALIASED, summary="Forget name@alias")
+def remove_alias(request: Request, name: Name, alias: Alias, x_request_id: XRequestId = None) -> Aliases:
+    """Requests for it are a 404 from then on; versions stay."""
+    registry, plain = _aliased(request, name)
+    with _writing(f"{plain}@{alias}"):
+        registry.remove_alias(plain, alias)
+    return Aliases(name=plain, aliases=registry.aliases(plain))
+
+
+def _aliased(request: Request, name: str) -> tuple[Registry, str]:
+    """A registry for this thread, and the name.
+
+    Raises:
+        InvalidReference: it says which version, but an alias is the name's.
+        UnknownAdapter: it is not in the registry.
+    """
+    service: Service = request.app.state.service
+    reference = parse_reference(name)
+    if reference.name != name:
+        raise InvalidReference(name)
+    registry = Registry(service.settings.adapters_dir)
+    registry.resolve(reference)
+    return registry, name
+
+
+@contextmanager
+def _writing(alias: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HTTPException(409, f"the alias {alias} cannot be written: {error.strerror}") from None
 
 
 async def _order(request: Request, verb: Verb, name: str) -> AdapterState:

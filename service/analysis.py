@@ -29,6 +29,10 @@ _TUNED_FOR_UNITS = 5000
 _FEWEST_UNITS = 30
 """A central limit needs some terms; with fewer labelled units in an arm there is no interval."""
 
+_MOST_LOOKS, _FEWEST_LOOKS = 40, 8
+_LABELS_OF_ALL_LOOKS = 1_000_000
+"""A look back goes over all labels before it; with many of them there are fewer looks."""
+
 _NORMAL_975 = 1.959963984540054
 
 
@@ -182,6 +186,44 @@ class Analysis:
     void: bool
     warnings: tuple[str, ...]
 
+    @property
+    def sentence(self) -> str:
+        """The verdict, for people."""
+        control = self.arms[0].name
+        if self.void:
+            return "Void: the units are not split as the weights have it, so no difference can be believed."
+        if len(self.arms) < 2:
+            return f"{control} is the only arm: there is nothing to compare it with."
+        if not self.differences:
+            seen = ", ".join(f"{arm.name} has {arm.labelled_units:,}" for arm in self.arms)
+            return f"Too little feedback for a verdict: each arm needs {_FEWEST_UNITS} labelled units; {seen}."
+        return " ".join(_in_words(each, control) for each in self.differences)
+
+
+class Label(NamedTuple):
+    """A piece of feedback, for one answer.
+
+    Attributes:
+        arm, period, unit: of the answer, as of `UnitSums`.
+        at_s: when it was given, as Unix time.
+    """
+
+    arm: str
+    period: int
+    unit: str
+    at_s: float
+    correct: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What might have been said at some time; accuracies and counts are in the arms' order."""
+
+    at_s: float
+    labelled: tuple[int, ...]
+    accuracy: tuple[float | None, ...]
+    differences: tuple[Difference, ...]
+
 
 def analyse(arms: Sequence[ArmData]) -> Analysis:
     """Compare every arm with the first."""
@@ -198,9 +240,51 @@ def analyse(arms: Sequence[ArmData]) -> Analysis:
             f"feedback covers the arms unlike ({shares}, p = {coverage_p:.2g}): it may be chosen by outcome"
         )
     control = arms[0]
-    found = [] if void else [_difference(control, arm) for arm in arms[1:]]
+    found = [] if void else [_difference(control.sums, arm.name, arm.sums) for arm in arms[1:]]
     differences = tuple(each for each in found if each is not None)
     return Analysis(tuple(map(_summary, arms)), differences, p, void, tuple(warnings))
+
+
+def course(arms: Sequence[str], labels: Sequence[Label]) -> tuple[Look, ...]:
+    """The differences as they would have been seen on the way, after equal numbers of labels; the last is now.
+
+    Args:
+        arms: names, the first is the one compared with.
+        labels: oldest first. What was corrected since counts as it is now.
+    """
+    if not labels:
+        return ()
+    looks = max(_FEWEST_LOOKS, min(_MOST_LOOKS, _LABELS_OF_ALL_LOOKS // len(labels)))
+    sums: dict[str, dict[tuple[int, str], list[int]]] = {arm: {} for arm in arms}
+    found, seen = [], 0
+    for number in range(1, looks + 1):
+        until = len(labels) * number // looks
+        if until == seen:
+            continue
+        for label in labels[seen:until]:
+            of_unit = sums[label.arm].setdefault((label.period, label.unit), [0, 0])
+            of_unit[0] += 1
+            of_unit[1] += label.correct
+        seen = until
+        found.append(_look(labels[until - 1].at_s, sums))
+    return tuple(found)
+
+
+def _look(at_s: float, of_units: Mapping[str, Mapping[tuple[int, str], Sequence[int]]]) -> Look:
+    sums = {
+        arm: [UnitSums(count, correct, unit, period) for (period, unit), (count, correct) in units.items()]
+        for arm, units in of_units.items()
+    }
+    labelled = [sum(unit.labelled for unit in each) for each in sums.values()]
+    correct = [sum(unit.correct for unit in each) for each in sums.values()]
+    control, *others = sums.values()
+    differences = (_difference(control, arm, each) for arm, each in zip(list(sums)[1:], others, strict=True))
+    return Look(
+        at_s,
+        tuple(labelled),
+        tuple(right / count if count else None for right, count in zip(correct, labelled, strict=True)),
+        tuple(each for each in differences if each is not None),
+    )
 
 
 def half_width(standard_error: float, units: int, *, alpha: float = ALPHA, tuned_for: int = _TUNED_FOR_UNITS) -> float:
@@ -329,8 +413,8 @@ def compare_pairs(data: PairData) -> PairSummary:
     )
 
 
-def _difference(control: ArmData, arm: ArmData) -> Difference | None:
-    periods = _periods(control, arm)
+def _difference(control: Sequence[UnitSums], arm: str, of_arm: Sequence[UnitSums]) -> Difference | None:
+    periods = _periods(control, of_arm)
     if not periods:
         return None
     sizes = [len(first) * len(second) / (len(first) + len(second)) for first, second in periods]
@@ -349,16 +433,26 @@ def _difference(control: ArmData, arm: ArmData) -> Difference | None:
     error = math.sqrt(sum(deviation**2 for deviation in deviations.values()))
     anytime = _around(difference, half_width(error, len(deviations)))
     fixed = _around(difference, _NORMAL_975 * error)
-    return Difference(arm.name, difference, anytime, fixed, _verdict(difference, anytime, error))
+    return Difference(arm, difference, anytime, fixed, _verdict(difference, anytime, error))
 
 
-def _periods(control: ArmData, arm: ArmData) -> list[tuple[list[UnitSums], list[UnitSums]]]:
+def _periods(control: Sequence[UnitSums], of_arm: Sequence[UnitSums]) -> list[tuple[list[UnitSums], list[UnitSums]]]:
     """The two arms' units between two changes of the weights, where there are enough of both."""
     by_period: defaultdict[int, tuple[list[UnitSums], list[UnitSums]]] = defaultdict(lambda: ([], []))
-    for at, sums in enumerate((control.sums, arm.sums)):
+    for at, sums in enumerate((control, of_arm)):
         for unit in sums:
             by_period[unit.period][at].append(unit)
     return [both for _, both in sorted(by_period.items()) if min(map(len, both)) >= _FEWEST_UNITS]
+
+
+def _in_words(difference: Difference, control: str) -> str:
+    points, low, high = (
+        f"{100 * value:+.1f}" for value in (difference.accuracy, difference.anytime.low, difference.anytime.high)
+    )
+    seen = f"{points} points of accuracy, {low} to {high} at every look"
+    if difference.verdict == "undecided":
+        return f"Undecided between {difference.arm} and {control}: {seen}."
+    return f"{difference.arm} is {difference.verdict} than {control}: {seen}."
 
 
 def _standard_error(deviations: Sequence[float]) -> float:

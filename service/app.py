@@ -10,7 +10,17 @@ from starlette.responses import Response
 
 from adapters.errors import TonearmError
 from adapters.store import Registry
-from service import administration, classify, experiment_routes, feedback, listings, open_inference, predict, probes
+from service import (
+    administration,
+    classify,
+    console,
+    experiment_routes,
+    feedback,
+    listings,
+    open_inference,
+    predict,
+    probes,
+)
 from service.openapi import complete
 from service.problems import http_problem_response, problem_response
 from service.record import RecordRequests, request_id_of
@@ -36,6 +46,7 @@ def furnish(app: FastAPI, service: Service) -> None:
         experiment_routes.router,
         administration.router,
         probes.router,
+        console.router,
     )
     for router in routers:
         app.include_router(router)

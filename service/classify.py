@@ -169,6 +169,7 @@ def _item(outcome: Outcome, adapter: AdapterId, route: Route, logits: bool, requ
         "tokens": outcome.tokens,
         "truncated": outcome.truncated,
         "windows": outcome.windows,
+        "kept": outcome.kept,
         "request_id": request_id,
     }
     if logits:

@@ -13,16 +13,18 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
 from service import results
-from service.analysis import compare_pairs, required_units, required_units_anytime
+from service.analysis import compare_pairs, course, required_units, required_units_anytime
 from service.asking import XRequestId
 from service.conductor import arm_named
 from service.routing import Arm, Experiment
 from service.schemas import (
+    COURSE_EXAMPLES,
     DECIDED_EXAMPLES,
     EXPERIMENT_EXAMPLES,
     EXPERIMENTS_EXAMPLES,
     EXPORT_EXAMPLES,
     PLAN_EXAMPLES,
+    Course,
     EndBody,
     ExperimentEntry,
     ExperimentList,
@@ -75,6 +77,19 @@ def experiment(request: Request, name: Name) -> ExperimentResult:
         pairs = compare_pairs(results.shadow_pairs(service.store, found, standing.changes_s[0]))
     waiting = service.conductor.waiting.get(name)
     return ExperimentResult.result(found, service.conductor.analysis(found), standing, pairs, waiting)
+
+
+@router.get(
+    "/{name}/history",
+    responses=answers(COURSE_EXAMPLES) | problem_answers(401, 404, 422, 500, 503),
+    summary="How its differences came to be",
+)
+def history(request: Request, name: Name) -> Course:
+    """At most 40 looks back, made of the feedback as it is now."""
+    service: Service = request.app.state.service
+    found = service.experiments.named(name)
+    given = results.labels(service.store, found, service.experiments.standing(found).changes_s)
+    return Course.of(found, course([arm.name for arm in found.arms], given))
 
 
 @router.get(

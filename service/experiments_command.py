@@ -92,6 +92,7 @@ def show(name: Name, url: Url = _URL, key: Key = None, form: Form = "table") -> 
     _print_decisions(found)
     for warning in found.warnings:
         console.print(f"[red]{escape(warning)}[/]")
+    console.print(f"[bold]{escape(found.summary)}[/]")
 
 
 @app.command()

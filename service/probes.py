@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from service import metrics
 from service.schemas import DEAD_EXAMPLES, METRICS_EXAMPLES, PROBE_EXAMPLES, Probe, answers, problem_answers
@@ -64,8 +64,3 @@ def _limits(service: Service) -> metrics.Gauges:
         "tonearm_queued_tokens_limit": (refused, [({}, float(settings.max_queued_tokens))]),
         "tonearm_build_info": ("Always 1.", [({"version": version("tonearm"), "base": settings.base_model}, 1.0)]),
     }
-
-
-@router.get("/", include_in_schema=False)
-async def index() -> Response:
-    return RedirectResponse("/docs")

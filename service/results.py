@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from service.analysis import ArmData, PairData, UnitSums
+from service.analysis import ArmData, Label, PairData, UnitSums
 from service.routing import Experiment
 from service.store import EXPOSURES, FEEDBACK, PAIRS, Store
 
@@ -50,11 +50,7 @@ def arms(store: Store, experiment: Experiment, since_s: Sequence[float]) -> list
     Raises:
         StoreUnavailable: the database does not answer.
     """
-    began = _since(experiment, since_s[0])
-    period: sa.ColumnElement[int] = sa.literal(0)
-    if len(since_s) > 1:
-        later = sorted(enumerate(since_s), reverse=True)[:-1]
-        period = sa.case(*((_exposed.at_s >= at_s, index) for index, at_s in later), else_=0)
+    began, period = _since(experiment, since_s[0]), _period(since_s)
     tenth = sa.case(*((_exposed.score >= at / 10, at) for at in range(9, 0, -1)), else_=0)
     failed = sa.func.count(_exposed.error)
     queries = (
@@ -103,6 +99,26 @@ def arms(store: Store, experiment: Experiment, since_s: Sequence[float]) -> list
         )
         for arm in experiment.arms
     ]
+
+
+def labels(store: Store, experiment: Experiment, since_s: Sequence[float]) -> list[Label]:
+    """Every piece of feedback on the experiment's arms, oldest first.
+
+    Args:
+        since_s: as of `arms`.
+
+    Raises:
+        StoreUnavailable: the database does not answer.
+    """
+    query = (
+        sa.select(_exposed.arm, _period(since_s), _exposed.unit, _truth.at_s, _right)
+        .select_from(_labelled)
+        .where(_since(experiment, since_s[0]) & _exposed.arm.in_([arm.name for arm in experiment.arms]))
+        .order_by(_truth.at_s)
+    )
+    with store.reading() as connection:
+        rows = connection.execute(query).all()
+    return [Label(arm, period, unit, at_s, bool(right)) for arm, period, unit, at_s, right in rows]
 
 
 def shadow_pairs(store: Store, experiment: Experiment, since_s: float) -> PairData:
@@ -171,6 +187,14 @@ def rows(store: Store, experiment: Experiment, since_s: float) -> Iterator[list[
 
 def _since(experiment: Experiment, at_s: float) -> sa.ColumnElement[bool]:
     return (_exposed.experiment == experiment.name) & (_exposed.at_s >= at_s)
+
+
+def _period(since_s: Sequence[float]) -> sa.ColumnElement[int]:
+    """Which time between two changes of the weights an exposure is of, from 0."""
+    if len(since_s) == 1:
+        return sa.literal(0)
+    later = sorted(enumerate(since_s), reverse=True)[:-1]
+    return sa.case(*((_exposed.at_s >= at_s, index) for index, at_s in later), else_=0)
 
 
 def _percentile(connection: sa.Connection, of: sa.ColumnElement[bool], count: int, share: float) -> float | None:

@@ -1,7 +1,7 @@
 """Bodies of requests and answers, as they stand in the OpenAPI document."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from adapters import errors
 from adapters.reference import NAME
 from engine.rows import LongText
-from service.analysis import Analysis, PairSummary, Verdict
+from service.analysis import Analysis, Look, PairSummary, Verdict
 from service.decisions import Decision, Kind, Standing, State
 from service.problems import MEDIA_TYPE, http_problem_response, problem
 from service.routing import Experiment
@@ -89,6 +89,9 @@ class ClassifyAnswer(BaseModel):
     arm: str | None
     tokens: int = Field(description="Tokens read, special tokens included.")
     truncated: bool
+    kept: tuple[int, int] | None = Field(
+        description="Of a text that was cut: the first character (code point) that was read, and where it ended."
+    )
     windows: int = Field(description="Passes that the text took; more than one only where windows were asked for.")
     request_id: str
 
@@ -109,11 +112,14 @@ class ClassifyResults(BaseModel):
     results: list[Item] | list[list[Item]]
 
 
+AdapterStanding = Literal["resident", "registered", "failed"]
+
+
 class AdapterVersion(BaseModel):
     """One version and how it stands."""
 
     version: int
-    state: Literal["resident", "registered", "failed"]
+    state: AdapterStanding
     pinned: bool = Field(description="It never makes room for others.")
     reason: str | None = Field(description="Why it is refused, where it failed.")
     verified: bool = Field(description="It has a manifest and everything in it was checked.")
@@ -126,7 +132,7 @@ class AdapterState(BaseModel):
     """How a version stands after an administrator's order."""
 
     adapter: str
-    state: Literal["resident", "registered", "failed"]
+    state: AdapterStanding
     reason: str | None = Field(description="Why it is refused, where it failed.")
     pinned: bool = Field(description="It never makes room for others.")
 
@@ -140,7 +146,49 @@ class AdapterEntry(BaseModel):
 class AdapterList(BaseModel):
     base_model: str
     default_adapter: str
+    total: int = Field(description="Names that were found; fewer are shown where there is a limit.")
     adapters: list[AdapterEntry]
+
+
+class AdapterTraining(BaseModel):
+    """What a manifest says of how an adapter came about."""
+
+    created: str = Field(description="UTC, ISO 8601.")
+    task: Literal["single_label", "multi_label"]
+    base: str
+    rank: int = Field(description="Of its LoRA; 0 is a head alone.")
+    max_tokens: int
+    truncation_side: Literal["left", "right"]
+    temperature: float
+    data: str | None = Field(description="What it was trained on, for people.")
+    examples: int | None = Field(description="How many of them.")
+
+
+class AdapterDetail(AdapterVersion):
+    """One version, whole."""
+
+    name: str
+    adapter: str = Field(description="The exact version.")
+    aliases: dict[str, int]
+    versions: list[int] = Field(description="Of the name, newest first.")
+    training: AdapterTraining | None = Field(description="null without a manifest.")
+    examples: list[str] = Field(description="Texts to try, its golden examples.")
+    report: list[str] = Field(description="Files of the report, at /adapters/{name}/report/{file}.")
+
+
+class AliasBody(BaseModel):
+    """Where an alias points."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"version": 1}]})
+
+    version: int = Field(ge=1, lt=2**31, description="One that is there.")
+
+
+class Aliases(BaseModel):
+    """A name's aliases, each with its version."""
+
+    name: str
+    aliases: dict[str, int]
 
 
 class ArmEntry(BaseModel):
@@ -261,6 +309,7 @@ class ExperimentResult(ExperimentEntry):
     arms: list[ArmResult]  # type: ignore[assignment]
     differences: list[DifferenceResult] = Field(description="None while an arm has fewer than 30 labelled units.")
     pairs: ShadowResult | None = Field(description="null without a shadow.")
+    summary: str = Field(description="The verdict in words.")
     sample_ratio_p: float | None = Field(description="Of the units' split against the weights; below 0.001 it is void.")
     void: bool
     warnings: list[str]
@@ -284,11 +333,44 @@ class ExperimentResult(ExperimentEntry):
             arms=arms,
             differences=[DifferenceResult(**asdict(difference)) for difference in analysis.differences],
             pairs=None if pairs is None or shadow is None else ShadowResult(adapter=shadow.adapter, **asdict(pairs)),
+            summary=analysis.sentence,
             sample_ratio_p=analysis.sample_ratio_p,
             void=analysis.void,
             warnings=list(analysis.warnings),
             decisions=[DecisionEntry.of(decision) for decision in standing.decisions],
             waiting=waiting,
+        )
+
+
+class LookBack(BaseModel):
+    """What might have been said at some time."""
+
+    at: str = Field(description="UTC, ISO 8601: when the last label counted here was given.")
+    labelled: dict[str, int] = Field(description="By arm.")
+    accuracy: dict[str, float | None] = Field(description="By arm.")
+    differences: list[DifferenceResult] = Field(description="None while an arm has fewer than 30 labelled units.")
+
+
+class Course(BaseModel):
+    """How an experiment's differences have come to be what they are."""
+
+    name: str
+    looks: list[LookBack] = Field(description="Oldest first, after equal numbers of labels; the last is now.")
+
+    @classmethod
+    def of(cls, experiment: Experiment, looks: Sequence[Look]) -> Self:
+        names = [arm.name for arm in experiment.arms]
+        return cls(
+            name=experiment.name,
+            looks=[
+                LookBack(
+                    at=datetime.fromtimestamp(look.at_s, UTC).isoformat(timespec="milliseconds"),
+                    labelled=dict(zip(names, look.labelled, strict=True)),
+                    accuracy=dict(zip(names, look.accuracy, strict=True)),
+                    differences=[DifferenceResult(**asdict(difference)) for difference in look.differences],
+                )
+                for look in looks
+            ],
         )
 
 
@@ -416,6 +498,7 @@ _ANSWER = {
     "arm": None,
     "tokens": 12,
     "truncated": False,
+    "kept": None,
     "windows": 1,
     "request_id": _REQUEST_ID,
 }
@@ -456,9 +539,31 @@ ADAPTERS_EXAMPLES = {
     "one-adapter-of-two-versions": {
         "base_model": "sentence-transformers/all-MiniLM-L6-v2",
         "default_adapter": "base",
+        "total": 1,
         "adapters": [{"name": "movies", "aliases": {"champion": 1}, "versions": [_REFUSED_VERSION, _VERSION]}],
     }
 }
+
+ADAPTER_EXAMPLES = {
+    "a-version": _VERSION
+    | {"name": "movies", "adapter": "movies@1", "aliases": {"champion": 1}, "versions": [2, 1]}
+    | {
+        "training": {
+            "created": "2026-12-01T08:00:00+00:00",
+            "task": "single_label",
+            "base": "sentence-transformers/all-MiniLM-L6-v2",
+            "rank": 16,
+            "max_tokens": 128,
+            "truncation_side": "right",
+            "temperature": 1.13,
+            "data": "sst2",
+            "examples": 6920,
+        },
+        "examples": ["a film so sure of its charm that it forgets to have any"],
+        "report": ["curves.png", "index.html", "metrics.json"],
+    }
+}
+ALIASES_EXAMPLES = {"moved": {"name": "movies", "aliases": {"champion": 1}}}
 
 _ARMS = [
     {"name": "control", "adapter": "base", "share": 0.5},
@@ -536,6 +641,7 @@ EXPERIMENT_EXAMPLES = {
             }
         ],
         "pairs": None,
+        "summary": "treatment is better than control: +12.0 points of accuracy, +9.0 to +15.0 at every look.",
         "sample_ratio_p": 0.61,
         "void": False,
         "warnings": [],
@@ -558,6 +664,34 @@ DECIDED_EXAMPLES = {
         ],
     }
 }
+COURSE_EXAMPLES = {
+    "two-looks": {
+        "name": "movies-2026-12",
+        "looks": [
+            {
+                "at": "2026-12-01T09:00:00.000+00:00",
+                "labelled": {"control": 12, "treatment": 11},
+                "accuracy": {"control": 0.75, "treatment": 0.91},
+                "differences": [],
+            },
+            {
+                "at": "2026-12-01T12:00:00.000+00:00",
+                "labelled": {"control": 3000, "treatment": 2987},
+                "accuracy": {"control": 0.76, "treatment": 0.88},
+                "differences": [
+                    {
+                        "arm": "treatment",
+                        "accuracy": 0.12,
+                        "anytime": {"low": 0.09, "high": 0.15},
+                        "fixed": {"low": 0.1, "high": 0.14},
+                        "verdict": "better",
+                    }
+                ],
+            },
+        ],
+    }
+}
+
 PLAN_EXAMPLES = {
     "an-experiment-under-way": {
         "accuracy": 0.85,

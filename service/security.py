@@ -14,6 +14,10 @@ from service.record import headers_of_scope
 OPEN_PATHS = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Probes carry no key; every other path wants one, whether it exists or not."""
 
+_PAGE = "/console/"
+"""The console's files hold nothing but the console: whoever opens it gives the key there."""
+
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _MOST_DIGITS = 18
 
 KEY_SCHEMES = {
@@ -37,7 +41,7 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         guarded = bool(self._keys or self._admin_keys)
-        if guarded and scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if guarded and scope["type"] == "http" and not _open(scope["path"]):
             refusal = self._refusal(_key(headers_of_scope(scope)), administers=_administers(scope))
             if refusal is not None:
                 await problem_response(refusal, scope["state"]["request_id"], scope["path"])(scope, receive, send)
@@ -59,9 +63,13 @@ class RequireKey:
         return Forbidden(f"this takes an administrator's key{none_set}")
 
 
+def _open(path: str) -> bool:
+    return path in OPEN_PATHS or path == "/" or path.startswith(_PAGE)
+
+
 def _administers(scope: Scope) -> bool:
     path: str = scope["path"]
-    return scope["method"] == "POST" and path.startswith(("/adapters/", "/experiments/"))
+    return scope["method"] not in _READING and path.startswith(("/adapters/", "/experiments/"))
 
 
 def _known(found: bytes, keys: list[bytes]) -> bool:

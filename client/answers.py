@@ -44,8 +44,8 @@ class Classification(_Answer):
     arm: str | None = None
     tokens: int
     truncated: bool
-    kept: tuple[int, int] | None = None
     windows: int = 1
+    kept: tuple[int, int] | None = None
     request_id: str
     logits: dict[str, float] | None = None
 

@@ -34,7 +34,13 @@ _REPORT = "report/"
 _MAX_REPORT_BYTES = 16 * 2**20
 _MEDIA_TYPES = {".html": "text/html; charset=utf-8", ".json": "application/json", ".png": "image/png"}
 _FILES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {kind.partition(";")[0]: {} for kind in _MEDIA_TYPES.values()}}
+    200: {
+        "content": {
+            "text/html": {"schema": {"type": "string"}, "examples": {"the-report": {"value": "<!doctype html>…"}}},
+            "application/json": {"schema": {"type": "object"}, "examples": {"metrics": {"value": {"best_epoch": 2}}}},
+            "image/png": {"schema": {"type": "string"}, "examples": {"curves": {"value": "\x89PNG…"}}},
+        }
+    }
 }
 _NO_ORIGIN = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """A report comes from whoever trained the adapter: it runs no script, and reads nothing as this service."""

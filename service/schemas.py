@@ -89,10 +89,10 @@ class ClassifyAnswer(BaseModel):
     arm: str | None
     tokens: int = Field(description="Tokens read, special tokens included.")
     truncated: bool
+    windows: int = Field(description="Passes that the text took; more than one only where windows were asked for.")
     kept: tuple[int, int] | None = Field(
         description="Of a text that was cut: the first character (code point) that was read, and where it ended."
     )
-    windows: int = Field(description="Passes that the text took; more than one only where windows were asked for.")
     request_id: str
 
 
@@ -498,8 +498,8 @@ _ANSWER = {
     "arm": None,
     "tokens": 12,
     "truncated": False,
-    "kept": None,
     "windows": 1,
+    "kept": None,
     "request_id": _REQUEST_ID,
 }
 _ARM_ANSWER = _ANSWER | {"experiment": "movies-2026-12", "arm": "treatment"}

@@ -3,7 +3,7 @@
 import { badge, button, calm, copyButton, count, failure, h, percent, put, seconds } from "./dom.js";
 import { ask, hasKey, pathOf, read } from "./http.js";
 
-const MOST_BARS = 8, MOST_MATCHES = 12, MOST_ADAPTERS = 16, MOST_EXAMPLES = 6;
+const MOST_BARS = 8, MOST_MATCHES = 12, MOST_ADAPTERS = 16, MOST_EXAMPLES = 6, USUAL_ADAPTERS = 5;
 // What was on screen outlives a look at another view.
 let kept = null;
 
@@ -118,7 +118,7 @@ export async function open(room, { query, signal }) {
     try {
       const listed = await read("/adapters?limit=6", { signal });
       const serving = listed.adapters.filter((entry) => entry.versions[0].state !== "failed").map((entry) => entry.name);
-      for (const name of [listed.default_adapter, ...serving].slice(0, 5)) chosen.add(name);
+      for (const name of new Set([listed.default_adapter, ...serving])) if (chosen.size < USUAL_ADAPTERS) chosen.add(name);
     } catch (error) {
       if (error.name !== "AbortError") put(answers, failure(error));
       return;
@@ -162,7 +162,7 @@ function cutOff(item, text) {
   const letters = Array.from(text), [from, to] = item.kept;
   const part = (first, last) => letters.slice(first, last).join("");
   return h("details", null, h("summary", null, `${count(letters.length - (to - from))} of ${count(letters.length)} characters were not read`),
-    h("p", { class: "read" }, from ? h("del", null, part(0, from)) : null, part(from, to), to < letters.length ? h("del", null, part(to)) : null));
+    h("p", { class: "read", tabindex: 0, role: "region", "aria-label": "The text as it was read" }, from ? h("del", null, part(0, from)) : null, part(from, to), to < letters.length ? h("del", null, part(to)) : null));
 }
 
 function timed(header, took) {
@@ -177,7 +177,7 @@ function makePicker(pick, signal) {
   const field = h("input", { type: "search", placeholder: "Add an adapter: name, name@3 or name@alias", "aria-label": "Add an adapter", autocomplete: "off", spellcheck: "false" });
   const close = () => { matches.hidden = true; };
   const take = (name) => { pick(name); field.value = ""; close(); field.focus(); };
-  const look = calm(async () => {
+  const look = async () => {
     try {
       // What follows an @ is a version or an alias: the name is searched for.
       const wanted = field.value.trim().toLowerCase().split("@")[0];
@@ -189,19 +189,24 @@ function makePicker(pick, signal) {
         names.length ? null : h("li", { class: "dim" }, "No adapter of that name."));
       matches.hidden = false;
     } catch { close(); }
-  }, 120);
-  field.addEventListener("input", look);
-  field.addEventListener("focus", look);
-  const box = h("div", { class: "picker", onfocusout: (event) => { if (!box.contains(event.relatedTarget)) close(); }, onkeydown: (event) => {
+  };
+  const lookSoon = calm(look, 120);
+  // What was found for fewer letters is not to be taken for these.
+  field.addEventListener("input", () => { close(); lookSoon(); });
+  field.addEventListener("click", look);
+  const box = h("div", { class: "picker", onfocusout: (event) => { if (!box.contains(event.relatedTarget)) close(); }, onkeydown: async (event) => {
     const stops = [field, ...matches.querySelectorAll("button")];
     const at = stops.indexOf(document.activeElement);
     if (event.key === "Escape") { close(); field.focus(); }
     else if (event.key === "Enter" && event.target === field) {
       event.preventDefault();
+      if (!field.value.trim()) return;
+      if (matches.hidden) await look();
       const first = matches.querySelector("button");
-      if (first && !matches.hidden && field.value.trim()) take(first.textContent);
+      if (first) take(first.textContent);
     } else if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       event.preventDefault();
+      if (matches.hidden) { look(); return; }
       stops[(at + (event.key === "ArrowDown" ? 1 : stops.length - 1)) % stops.length].focus();
     }
   } }, field, matches);

@@ -79,6 +79,23 @@ def test_the_fast_path_is_the_plain_loop(engine: Engine) -> None:
         torch.testing.assert_close(lora(x), lora.reference(x), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("name", "side"), [("left", "left"), ("all", "right")])
+def test_what_was_read_of_a_cut_text(engine: Engine, name: str, side: str) -> None:
+    """Read alone, the characters that were kept give the same answer, and no character more would have fitted."""
+    text = "Ünïcode 🎬 first, " + ", ".join(f"word{at} said" for at in range(150)) + " and the very last 🎬"
+    adapter = AdapterId(name, 1)
+    (cut,), _ = engine.classify([Row(text, adapter)])
+    assert isinstance(cut, Answer) and cut.truncated and cut.kept is not None
+    start, end = cut.kept
+    assert (start == 0) == (side == "right") and (end == len(text)) == (side == "left")
+    (same, longer), _ = engine.classify(
+        [Row(text[start:end], adapter), Row(text[max(0, start - 6) : end + 6], adapter)]
+    )
+    assert isinstance(same, Answer) and isinstance(longer, Answer)
+    assert (same.truncated, same.kept, same.tokens, longer.truncated) == (False, None, cut.tokens, True)
+    assert same.logits == pytest.approx(cut.logits, abs=1e-4)
+
+
 def test_rows_fail_alone(engine: Engine) -> None:
     outcomes, stats = engine.classify(
         [

@@ -50,6 +50,26 @@ def test_callers_keys_do_not_administer(service: Service) -> None:
     assert service.client.get("/adapters").status_code == 200
 
 
+def test_aliases(service: Service) -> None:
+    admin = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    path = "/adapters/movies/aliases/champion"
+    assert service.client.put(path, json={"version": 1}).status_code == 403
+    moved = service.client.put(path, json={"version": 1}, headers=admin)
+    assert (moved.status_code, moved.json()) == (200, {"name": "movies", "aliases": {"champion": 1}})
+    assert service.registry.aliases("movies") == {"champion": 1}
+    assert service.classify("a fine film", "movies@champion").json()["adapter"] == "movies@1"
+    absent = service.client.put(path, json={"version": 7}, headers=admin)
+    assert absent.status_code == 404 and "movies@1" in absent.json()["nearest"]
+    for bad, body in (("movies/aliases/7", {"version": 1}), ("movies@1/aliases/champion", {"version": 1})):
+        assert service.client.put(f"/adapters/{bad}", json=body, headers=admin).status_code == 400
+    assert service.client.put(path, json={"version": "1"}, headers=admin).status_code == 422
+    assert service.client.put("/adapters/movis/aliases/x", json={"version": 1}, headers=admin).status_code == 404
+    assert service.client.delete(path).status_code == 403
+    assert service.client.delete(path, headers=admin).json() == {"name": "movies", "aliases": {}}
+    assert service.client.delete(path, headers=admin).status_code == 404
+    assert service.classify("a fine film", "movies@champion").status_code == 404
+
+
 def test_an_unknown_adapter_and_a_refused_one(service: Service) -> None:
     unknown = order(service, "load", "movis")
     assert unknown.status_code == 404 and "movies" in unknown.json()["nearest"]

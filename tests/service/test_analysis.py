@@ -9,11 +9,14 @@ from scipy.stats import norm
 from sklearn.metrics import f1_score
 
 from service.analysis import (
+    Analysis,
     ArmData,
+    Label,
     PairData,
     UnitSums,
     analyse,
     compare_pairs,
+    course,
     exceeds,
     half_width,
     required_units,
@@ -120,6 +123,53 @@ def test_feedback_that_depends_on_the_arm_is_pointed_out() -> None:
         [arm("a", [1] * 500, [1] * 400 + [0] * 100, texts=1000), arm("b", [1] * 500, [1] * 400 + [0] * 100, texts=2000)]
     )
     assert any("feedback" in warning for warning in found.warnings)
+
+
+def test_the_verdict_in_words() -> None:
+    good, bad = [1] * 900 + [0] * 100, [1] * 600 + [0] * 400
+    one = [1] * 1000
+    better = analyse([arm("control", one, bad), arm("treatment", one, good)]).sentence
+    assert better.startswith("treatment is better than control: +30.0 points of accuracy, +2")
+    assert analyse([arm("a", one, good), arm("b", one, bad)]).sentence.startswith("b is worse than a: -30.0 points")
+    assert analyse([arm("a", one, good), arm("b", one, good)]).sentence.startswith("Undecided between b and a: +0.0")
+    little = analyse([arm("a", [1] * 29, [1] * 29), arm("b", [1] * 40, [1] * 40)]).sentence
+    assert little == "Too little feedback for a verdict: each arm needs 30 labelled units; a has 29, b has 40."
+    assert analyse([arm("a", one, good)]).sentence.startswith("a is the only arm")
+    split = analyse([arm("a", one, good), arm("b", [1] * 300, [1] * 300)])
+    assert split.void and split.sentence.startswith("Void: ")
+
+
+def test_a_look_back_is_what_was_seen_then() -> None:
+    """Each look is the analysis of the labels there were; the last is that of all, over two periods of the weights."""
+    draw = np.random.default_rng(3)
+    right = draw.random(3000) < np.tile([0.7, 0.8], 1500)
+    units = [f"unit {unit}" for unit in draw.integers(900, size=3000)]
+    labels = [Label("ab"[at % 2], at // 1500, units[at], float(at), bool(right[at])) for at in range(3000)]
+
+    def analysed(seen: list[Label]) -> Analysis:
+        of_units: dict[str, dict[tuple[int, str], list[bool]]] = {"a": {}, "b": {}}
+        for label in seen:
+            of_units[label.arm].setdefault((label.period, label.unit), []).append(label.correct)
+        return analyse(
+            [
+                arm_of(name, [UnitSums(len(found), sum(found), unit, period) for (period, unit), found in each.items()])
+                for name, each in of_units.items()
+            ]
+        )
+
+    looks = course(["a", "b"], labels)
+    assert len(looks) == 40 and looks[-1].at_s == 2999
+    for look in (looks[1], looks[20], looks[-1]):
+        expected = analysed([label for label in labels if label.at_s <= look.at_s])
+        assert look.labelled == tuple(found.labelled for found in expected.arms)
+        assert look.accuracy == pytest.approx([found.accuracy for found in expected.arms])
+        (now,), (then,) = look.differences, expected.differences
+        assert (now.accuracy, now.anytime.low, now.fixed.high) == pytest.approx(
+            (then.accuracy, then.anytime.low, then.fixed.high)
+        )
+    assert course(["a", "b"], []) == ()
+    assert [look.differences for look in course(["a", "b"], labels[:3])] == [()] * 3
+    assert len(course(["a", "b"], [label for label in labels for _ in range(30)])) == 11
 
 
 def test_too_little_says_nothing() -> None:

@@ -32,7 +32,8 @@ def test_the_answer_to_one_text(service: Service) -> None:
     answer = response.json()
     assert response.status_code == 200
     assert list(answer) == [
-        "label", "score", "scores", "adapter", "experiment", "arm", "tokens", "truncated", "windows", "request_id",
+        "label", "score", "scores", "adapter", "experiment", "arm", "tokens", "truncated", "windows", "kept",
+        "request_id",
     ]  # fmt: skip
     assert list(answer["scores"]) == ["negative", "positive"]
     assert answer["score"] == max(answer["scores"].values()) == answer["scores"][answer["label"]]

@@ -36,6 +36,61 @@ def test_adapters(service: Service) -> None:
     assert "trained on someone/else" in alien["reason"]
 
 
+def test_some_of_many(service: Service) -> None:
+    """A search, a state, a page: each says how many there are besides."""
+
+    def names(**query: Any) -> tuple[int, list[str]]:
+        listed = service.client.get("/adapters", params=query).json()
+        return listed["total"], [entry["name"] for entry in listed["adapters"]]
+
+    total, every = names()
+    assert total == len(every) >= 6 and every == sorted(every)
+    assert names(limit=2, offset=1) == (total, every[1:3])
+    assert names(offset=total + 5) == (total, [])
+    assert names(search="MOV") == (1, ["movies"])
+    assert names(state="failed", search="alien") == (1, ["alien"])
+    assert names(state="failed", search="movies") == (0, [])
+    refused = service.client.get("/adapters", params={"state": "gone"})
+    assert refused.status_code == 422 and "query.state" in refused.json()["detail"]
+
+
+def test_one_adapter_and_its_report(service: Service, base: BaseModelFiles, tmp_path: Path) -> None:
+    source = save_adapter(tmp_path / "told", base, AdapterShape(seed=31), name="told")
+    (source / "report").mkdir()
+    (source / "report/metrics.json").write_text('{"labels": []}')
+    (source / "report/index.html").write_text("<script>alert(1)</script>")
+    (source / "report/run.sh").write_text("echo")
+    adapter = service.registry.publish(source, "told")
+    try:
+        found = service.client.get("/adapters/told").json()
+        assert (found["adapter"], found["versions"], found["aliases"]) == ("told@1", [1], {})
+        assert found["report"] == ["index.html", "metrics.json", "run.sh"]
+        assert found["examples"] == list(TEXTS[:2]) and found["training"]["max_tokens"] == 128
+        page = service.client.get("/adapters/told/report/index.html")
+        assert page.status_code == 200 and page.text == "<script>alert(1)</script>"
+        # Whoever trained it may write what they like: it runs nothing, and has no origin.
+        assert page.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
+        assert service.client.get("/adapters/told@1/report/metrics.json").json() == {"labels": []}
+        known = {"If-None-Match": page.headers["ETag"]}
+        assert service.client.get("/adapters/told/report/index.html", headers=known).status_code == 304
+        for absent in ("run.sh", "curves.png", "..%2ftonearm.json", "%2e%2e%2ftonearm.json"):
+            assert service.client.get(f"/adapters/told/report/{absent}").status_code == 404
+        directory = service.registry.directory(adapter) / "report"
+        (directory / "metrics.json").write_text('{"labels": ["forged"]}')
+        forged = service.client.get("/adapters/told/report/metrics.json")
+        assert forged.status_code == 409 and "digest" in forged.json()["detail"]
+        (directory / "index.html").unlink()
+        (directory / "index.html").symlink_to("/etc/passwd")
+        assert service.client.get("/adapters/told/report/index.html").status_code == 409
+    finally:
+        service.registry.remove(adapter)
+    assert service.client.get("/adapters/told").status_code == 404
+    plain = service.client.get("/adapters/plain").json()
+    assert (plain["training"], plain["examples"], plain["report"]) == (None, [], [])
+    assert "someone/else" in service.client.get("/adapters/alien").json()["reason"]
+    assert service.client.get("/adapters/plain/report/metrics.json").status_code == 404
+
+
 def test_experiments(service: Service) -> None:
     listed = service.client.get("/experiments").json()
     assert listed["error"] is None
@@ -53,16 +108,19 @@ def test_probes_metrics_and_documents(service: Service) -> None:
     assert service.metric("tonearm_texts_total", adapter="movies@1", outcome="answered") >= 4  # the worker counted it
     assert service.metric("tonearm_requests_total", route="/classify", adapter="movies@1") >= 1  # the API process did
     assert service.metric("tonearm_padded_tokens_total") >= service.metric("tonearm_batch_tokens_total") > 0
-    assert service.client.get("/").headers["Location"] == "/docs"
     assert "swagger" in service.client.get("/docs").text
     document = service.client.get("/openapi.json").json()
     ours = {
         "/classify",
         "/feedback",
         "/adapters",
+        "/adapters/{name}",
+        "/adapters/{name}/aliases/{alias}",
+        "/adapters/{name}/report/{file}",
         "/experiments",
         "/experiments/{name}",
         "/experiments/{name}/export",
+        "/experiments/{name}/history",
         "/experiments/{name}/plan",
         "/experiments/{name}/stop",
         "/experiments/{name}/promote",

@@ -38,7 +38,7 @@ _FILES: dict[int | str, dict[str, Any]] = {
         "content": {
             "text/html": {"schema": {"type": "string"}, "examples": {"the-report": {"value": "<!doctype html>…"}}},
             "application/json": {"schema": {"type": "object"}, "examples": {"metrics": {"value": {"best_epoch": 2}}}},
-            "image/png": {"schema": {"type": "string"}, "examples": {"curves": {"value": "\x89PNG…"}}},
+            "image/png": {"schema": {"type": "string"}, "examples": {"curves": {"value": "PNG…"}}},
         }
     }
 }
@@ -155,7 +155,7 @@ def adapters(
 @router.get(
     "/adapters/{name}",
     response_model=AdapterDetail,
-    responses=answers(ADAPTER_EXAMPLES) | problem_answers(400, 401, 404, 409, 500),
+    responses=answers(ADAPTER_EXAMPLES) | problem_answers(400, 401, 404, 409, 422, 500),
     summary="One version: its state, what its manifest says, examples, the files of its report",
 )
 def adapter(request: Request, name: Name) -> Response:
@@ -190,7 +190,7 @@ def adapter(request: Request, name: Name) -> Response:
 @router.get(
     "/adapters/{name}/report/{file}",
     response_class=Response,
-    responses=_FILES | problem_answers(400, 401, 404, 409, 500),
+    responses=_FILES | problem_answers(400, 401, 404, 409, 422, 500),
     summary="One file of its report",
 )
 def report(request: Request, name: Name, file: str) -> Response:

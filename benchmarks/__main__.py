@@ -1,4 +1,4 @@
-"""`python -m benchmarks [bank|residency|padding|load|ab|training|replicas]`: every measurement, or one.
+"""`python -m benchmarks [bank|residency|padding|load|ab|training|replicas|score]`: every measurement, or one.
 
 Tables go to the terminal, JSON to runs/benchmarks.
 """
@@ -121,11 +121,30 @@ def training(
 
 
 @app.command()
-def replicas(capacity: Annotated[int, typer.Option(help="Adapters in a replica's bank.", min=1)] = 2048) -> None:
-    """Hit rates of 1 to 16 replicas with up to 100,000 adapters, in turn and routed by adapter: a simulation."""
+def replicas(
+    capacity: Annotated[int, typer.Option(help="Adapters in a replica's bank, simulated.", min=1)] = 2048,
+    live: Annotated[bool, typer.Option(help="Three real replicas behind nginx, too.")] = True,
+    seconds: Annotated[float, typer.Option(help="Length of a side's turn.", min=1)] = 10.0,
+    rounds: Annotated[int, typer.Option(help="Turns of every side.", min=1)] = 3,
+) -> None:
+    """Hit rates of 1 to 16 replicas with up to 100,000 adapters, in turn and by adapter: simulated, and three real."""
     from benchmarks import replicas as measurement
 
     measurement.run(capacity)
+    if live:
+        measurement.live(seconds, rounds)
+
+
+@app.command()
+def score(
+    data: Data = None,
+    rows: Annotated[int, typer.Option(help="Rows of the table.", min=100)] = 20_000,
+    rounds: Annotated[int, typer.Option(help="Times that every side runs.", min=1)] = 3,
+) -> None:
+    """`tonearm score` with one and two workers against the plain loop over the same rows: rows a second."""
+    from benchmarks import score as measurement
+
+    measurement.run(data, rows, rounds)
 
 
 # The processes of `load` are spawned and import this module again under another name.

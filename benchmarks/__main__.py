@@ -138,7 +138,7 @@ def replicas(
 @app.command()
 def score(
     data: Data = None,
-    rows: Annotated[int, typer.Option(help="Rows of the table.", min=100)] = 20_000,
+    rows: Annotated[int, typer.Option(help="Rows of the table.", min=10_000)] = 20_000,
     rounds: Annotated[int, typer.Option(help="Times that every side runs.", min=1)] = 3,
 ) -> None:
     """`tonearm score` with one and two workers against the plain loop over the same rows: rows a second."""

@@ -2,8 +2,8 @@
 
 First a simulation: each replica keeps the adapters used last, up to its capacity; requests go round, or to the replica
 that consistent hashing gives their adapter (rendezvous hashing, Thaler and Ravishankar 1998: as with nginx's and
-Envoy's rings, an adapter moves only when its replica goes). Then three real replicas behind a real nginx, which hashes as the
-ingress component has it: hit rates from the replicas' own metrics, and what a replica that dies costs.
+Envoy's rings, an adapter moves only when its replica goes). Then three real replicas behind a real nginx, which hashes
+as the ingress component has it: hit rates from the replicas' own metrics, and what a replica that dies costs.
 """
 
 import hashlib

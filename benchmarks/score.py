@@ -103,13 +103,10 @@ def _turn(name: str, source: Path, target: Path, rows: int) -> dict[str, float]:
     if name == "the plain loop":
         return found | json.loads(done.stdout.splitlines()[-1])
     # Each unit leaves a file when it is done; the first one's time holds the start.
-    units = sorted(
-        (path.stat().st_mtime, json.loads(path.read_text())["rows"]) for path in target.glob("_units/*.json")
-    )
-    steady = (
-        sum(count for _, count in units[1:]) / (units[-1][0] - units[0][0]) if len(units) > 1 else found["whole_per_s"]
-    )
-    return found | {"steady_per_s": steady}
+    notes = target.glob("_units/*.json")
+    units = sorted((note.stat().st_mtime, json.loads(note.read_text())["rows"]) for note in notes)
+    after_first = sum(count for _, count in units[1:])
+    return found | {"steady_per_s": after_first / (units[-1][0] - units[0][0])}
 
 
 def _labels(target: Path) -> list[str]:

@@ -79,6 +79,8 @@ MOMENTS = (
     ("saved", 1),
     ("published", 1),
 )
+SOME_MOMENTS = (MOMENTS[0], MOMENTS[4], MOMENTS[6])
+"""Each costs a process that imports all there is; `make soak` dies at every one."""
 
 
 @pytest.fixture
@@ -116,8 +118,13 @@ def _epochs(root: Path) -> list[dict[str, float]]:
     return epochs
 
 
+@pytest.mark.parametrize("moments", [SOME_MOMENTS, pytest.param(MOMENTS, marks=pytest.mark.soak)], ids=len)
 def test_killed_again_and_again_it_ends_the_same(
-    write_recipe: Callable[..., Path], tiny_bases: dict[str, Path], tmp_path: Path, console: Console
+    write_recipe: Callable[..., Path],
+    tiny_bases: dict[str, Path],
+    tmp_path: Path,
+    console: Console,
+    moments: tuple[tuple[str, int], ...],
 ) -> None:
     # It stops early: a resumed run must not forget that it had.
     training = {"early_stopping_patience": 2, "epochs": 6}
@@ -126,7 +133,7 @@ def test_killed_again_and_again_it_ends_the_same(
     whole = tmp_path / "whole"
     train(load_recipe(recipe), registry=whole / "registry", runs=whole / "runs", console=console)
     cut = tmp_path / "cut"
-    for moment, times in MOMENTS:
+    for moment, times in moments:
         died = _run("-c", _DIE, moment, str(times), *_arguments(recipe, cut))
         assert died.returncode == -signal.SIGKILL, (moment, died.stdout, died.stderr)
     ended = _run("-m", "tonearm", *_arguments(recipe, cut))
@@ -218,7 +225,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("full", ["runs", "registry"])
+@pytest.mark.parametrize("full", [pytest.param("runs", marks=pytest.mark.soak), "registry"])
 def test_a_full_disk_is_named_and_nothing_half_published(
     write_recipe: Callable[..., Path], tiny_bases: dict[str, Path], small_disk: Path, tmp_path: Path, full: str
 ) -> None:

@@ -20,7 +20,7 @@ from litserve import LitAPI, LitServer
 from litserve.connector import check_cuda_with_nvidia_smi
 from litserve.loops import LitLoop
 from litserve.specs.base import LitSpec
-from litserve.utils import LitAPIStatus, LoopResponseType
+from litserve.utils import LitAPIStatus, LoopResponseType, WorkerSetupStatus
 
 from adapters.base_model import find_base_model
 from adapters.errors import TonearmError
@@ -35,6 +35,7 @@ from service.settings import Settings
 API_PATH = "/classify"
 _LITSERVE_ROUTES = ("/", "/litserve/health", "/litserve/info")
 _MONITOR_EVERY_S = 0.25
+_START_LOOK_EVERY_S = 0.05
 """How often LitServe looks for dead workers; its own 2 s would be most of a restart."""
 
 log = structlog.get_logger(__name__)
@@ -191,6 +192,21 @@ class TonearmServer(LitServer):  # type: ignore[misc]
         # The first thing LitServe calls after it has given its logger a handler of its own.
         adopt_library("litserve")
         return super()._init_manager(num_api_servers)
+
+    def verify_worker_status(self) -> None:
+        """Wait for the first worker. LitServe's own would wait for ever for one that died before it could say anything.
+
+        Raises:
+            RuntimeError: a worker could not be set up, or is gone.
+        """
+        while not any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values()):
+            gone = [process.exitcode for process in self.inference_workers if process.exitcode is not None]
+            if any(status == WorkerSetupStatus.ERROR for status in self.workers_setup_status.values()):
+                raise RuntimeError("an inference worker could not be set up")
+            if gone:
+                how = f"was killed by signal {-gone[0]}" if gone[0] < 0 else f"ended with {gone[0]}"
+                raise RuntimeError(f"an inference worker {how} while it started; is there memory enough?")
+            time.sleep(_START_LOOK_EVERY_S)
 
     def _start_server(self, *args: Any, **kwargs: Any) -> Any:
         processes = super()._start_server(*args, **kwargs)

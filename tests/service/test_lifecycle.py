@@ -179,6 +179,32 @@ def test_it_does_not_start_and_says_why(
     assert expected in process.stderr.splitlines()[-1]
 
 
+def test_a_worker_that_dies_while_it_starts_is_named(registry: Registry, tmp_path: Path) -> None:
+    """As one does for which there is too little memory: nobody hears from it, and nobody would wait for it in vain."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service"],
+        cwd=tmp_path,
+        env=environment(registry.root, port=free_port()),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        deadline = time.monotonic() + 60
+        while not (started := [child for child in psutil.Process(process.pid).children() if _is_worker(child)]):
+            assert process.poll() is None and time.monotonic() < deadline
+        started[0].kill()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "an inference worker was killed by signal 9 while it started" in errors.splitlines()[-1]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
 def test_importing_the_api_process_brings_no_torch() -> None:
     code = "import sys, service.app, service.host; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)

@@ -66,6 +66,9 @@ def test_the_receiver_hands_payload_and_status_to_the_entry_of_a_uid() -> None:
 def test_the_worker_is_set_up_and_then_loops_for_ever() -> None:
     worker = source(litserve.loops.loops.inference_worker)
     assert worker.index('os.environ["LITSERVE_WORKER_ID"]') < worker.index("lit_api.setup(device)")
+    # Waits for a status alone, whatever has become of the process: `TonearmServer` looks at both.
+    assert "exitcode" not in source(LitServer.verify_worker_status)
+    assert "self.verify_worker_status()" in source(LitServer.run)
     assert "while True: self.run(" in source(litserve.loops.base._BaseLoop.__call__)
 
 

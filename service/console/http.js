@@ -4,9 +4,13 @@ let key = "";
 let onRefused = () => {};
 
 /** The key lives in this variable alone: no storage, no cookie, no address. */
-export const setKey = (value) => { key = value; };
+export const setKey = (value) => {
+  key = value;
+};
 export const hasKey = () => key !== "";
-export const whenRefused = (then) => { onRefused = then; };
+export const whenRefused = (then) => {
+  onRefused = then;
+};
 
 /** What the service says is wrong: an RFC 9457 problem. */
 export class Problem extends Error {
@@ -26,7 +30,11 @@ export async function ask(path, { method = "GET", body, headers = {}, signal } =
   let response;
   try {
     response = await fetch(path, {
-      method, signal, headers: sent, body: body === undefined ? undefined : JSON.stringify(body), redirect: "error",
+      method,
+      signal,
+      headers: sent,
+      body: body === undefined ? undefined : JSON.stringify(body),
+      redirect: "error",
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -42,4 +50,5 @@ export async function ask(path, { method = "GET", body, headers = {}, signal } =
 export const read = async (path, options) => (await ask(path, options)).json();
 
 /** A path of parts that may hold anything. */
-export const pathOf = (...parts) => "/" + parts.map((part) => encodeURIComponent(part).replaceAll("%40", "@")).join("/");
+export const pathOf = (...parts) =>
+  "/" + parts.map((part) => encodeURIComponent(part).replaceAll("%40", "@")).join("/");

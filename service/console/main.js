@@ -53,12 +53,19 @@ async function look() {
   }
 }
 // Only what changed is said: the place is read out.
-function say(text) { if (health.textContent !== text) health.textContent = text; }
+function say(text) {
+  if (health.textContent !== text) health.textContent = text;
+}
 
-const dialog = document.getElementById("key-dialog"), input = document.getElementById("key-input");
-const why = document.getElementById("key-why"), usual = why.textContent;
+const dialog = document.getElementById("key-dialog"),
+  input = document.getElementById("key-input");
+const why = document.getElementById("key-why"),
+  usual = why.textContent;
 const keyButton = document.getElementById("key-button");
-keyButton.addEventListener("click", () => { why.textContent = usual; dialog.showModal(); });
+keyButton.addEventListener("click", () => {
+  why.textContent = usual;
+  dialog.showModal();
+});
 dialog.addEventListener("close", () => {
   if (dialog.returnValue === "use") {
     setKey(input.value.trim());
@@ -80,7 +87,9 @@ async function start() {
   try {
     const response = await ask("/adapters?limit=1");
     put(document.getElementById("base-model"), (await response.json()).base_model);
-  } catch { /* the view has said so */ }
+  } catch {
+    /* the view has said so */
+  }
 }
 
 look();

@@ -13,7 +13,8 @@ export function parse(text) {
     const match = LINE.exec(line);
     if (!match) continue;
     const labels = {};
-    for (const [, name, value] of (match[2] || "").matchAll(LABEL)) labels[name] = value.replace(/\\(.)/g, (_, sign) => (sign === "n" ? "\n" : sign));
+    for (const [, name, value] of (match[2] || "").matchAll(LABEL))
+      labels[name] = value.replace(/\\(.)/g, (_, sign) => (sign === "n" ? "\n" : sign));
     found.push({ name: match[1], labels, value: Number(match[3]) });
   }
   return found;
@@ -30,7 +31,9 @@ export class Look {
     }
   }
 
-  of(name) { return this.byName.get(name) || []; }
+  of(name) {
+    return this.byName.get(name) || [];
+  }
 
   /** Sum over the samples that a test lets through; null where there is no such metric. */
   sum(name, keep = () => true) {
@@ -41,7 +44,8 @@ export class Look {
   /** Sums by the value of a label. */
   by(name, label) {
     const sums = new Map();
-    for (const sample of this.of(name)) sums.set(sample.labels[label], (sums.get(sample.labels[label]) || 0) + sample.value);
+    for (const sample of this.of(name))
+      sums.set(sample.labels[label], (sums.get(sample.labels[label]) || 0) + sample.value);
     return sums;
   }
 }
@@ -55,11 +59,14 @@ export class Span {
   }
 
   count(name, keep) {
-    const now = this.after.sum(name, keep) || 0, then = this.before.sum(name, keep) || 0;
+    const now = this.after.sum(name, keep) || 0,
+      then = this.before.sum(name, keep) || 0;
     return now >= then ? now - then : now;
   }
 
-  rate(name, keep) { return this.count(name, keep) / this.seconds; }
+  rate(name, keep) {
+    return this.count(name, keep) / this.seconds;
+  }
 
   mean(name, keep) {
     const times = this.count(`${name}_count`, keep);
@@ -68,12 +75,15 @@ export class Span {
 
   /** By linear interpolation within the histogram's buckets, as Prometheus' histogram_quantile does. */
   quantile(share, name, keep = () => true) {
-    const bounds = [...new Set(this.after.of(`${name}_bucket`).map((sample) => sample.labels.le))].map((le) => [le === "+Inf" ? Infinity : Number(le), le]).sort((one, other) => one[0] - other[0]);
+    const bounds = [...new Set(this.after.of(`${name}_bucket`).map((sample) => sample.labels.le))]
+      .map((le) => [le === "+Inf" ? Infinity : Number(le), le])
+      .sort((one, other) => one[0] - other[0]);
     const below = bounds.map(([, le]) => this.count(`${name}_bucket`, (labels) => labels.le === le && keep(labels)));
     const total = below.at(-1);
     if (!total) return null;
     const at = below.findIndex((number) => number >= share * total);
-    const low = at ? bounds[at - 1][0] : 0, under = at ? below[at - 1] : 0;
+    const low = at ? bounds[at - 1][0] : 0,
+      under = at ? below[at - 1] : 0;
     if (bounds[at][0] === Infinity) return low;
     return low + (bounds[at][0] - low) * ((share * total - under) / (below[at] - under || 1));
   }
@@ -94,7 +104,14 @@ export async function follow(every_ms, signal, tell, keep = 151) {
     }
     await new Promise((done) => {
       const timer = setTimeout(done, every_ms);
-      signal.addEventListener("abort", () => { clearTimeout(timer); done(); }, { once: true });
+      signal.addEventListener(
+        "abort",
+        () => {
+          clearTimeout(timer);
+          done();
+        },
+        { once: true },
+      );
     });
   }
 }

@@ -127,14 +127,28 @@ def test_it_says_what_the_engine_says_and_resumes_after_kills(
     assert changed.returncode == 1 and "an output of the same input" in changed.stderr
 
 
-def test_rows_that_cannot_be_scored(registry: Registry, tmp_path: Path) -> None:
+def _task(registry: Registry, base: BaseModelFiles, output: Path, **fields: Any) -> Task:
+    usual: dict[str, Any] = {"text": "text", "format": "parquet", "on_error": "fail"}
+    return Task(
+        base_model=base.id,
+        registry=str(registry.root),
+        adapters=(("movies", "movies@1"),),
+        output=str(output),
+        windows=False,
+        all_scores=False,
+        threads=1,
+        **usual | fields,
+    )
+
+
+def test_rows_that_cannot_be_scored(registry: Registry, base: BaseModelFiles, tmp_path: Path) -> None:
     with (tmp_path / "in.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([["n", "body"], [1, "fine"], [2, ""], [3, "two\nlines"]])
-    arguments = [str(tmp_path / "in.csv"), "--adapter", "movies", "--text", "body", "--workers", "1"]
-    kept = ["--output", str(tmp_path / "kept"), "--on-error", "null", "--format", "csv"]
-    done = _score(*arguments, *kept, registry=registry)
-    assert "1 rows could not be scored" in done.stdout, done.stderr
+    source = find_input(str(tmp_path / "in.csv"))
+    task = _task(registry, base, tmp_path / "kept", text="body", format="csv", on_error="null")
+    done = Scorer(task, source.filesystem).score(next(cut(source, 100)))
+    assert (done.rows, done.failed, done.problem) == (3, 1, None)
     rows = list(csv.DictReader((tmp_path / "kept" / "part-000000.csv").open(newline="")))
     assert [row["n"] for row in rows] == ["1", "2", "3"]
     assert rows[1]["error"] == "body is empty, expected text" and rows[1]["movies.label"] == ""
@@ -154,18 +168,7 @@ def test_a_row_that_ends_the_run_is_named(
 ) -> None:
     (tmp_path / "in.jsonl").write_text(content + "\n")
     source = find_input(str(tmp_path / "in.jsonl"))
-    task = Task(
-        base_model=base.id,
-        registry=str(registry.root),
-        adapters=(("movies", "movies@1"),),
-        text="text",
-        output=str(tmp_path / "out"),
-        format="parquet",
-        windows=False,
-        all_scores=False,
-        on_error="fail",
-        threads=1,
-    )
+    task = _task(registry, base, tmp_path / "out")
     done = Scorer(task, source.filesystem).score(next(cut(source, 100)))
     assert done.problem is not None and problem in done.problem
     assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,10 @@ def test_every_damaged_adapter_is_refused_by_name_and_the_others_are_served(
         # There as a whole: the service looks at any moment.
         shutil.move(staging.root / name, service.registry.root / name)
     assert service.classify("a fine film", "movies").status_code == 200
+    with ThreadPoolExecutor(8) as pool:
+        responses = dict(zip(NAMES, pool.map(lambda name: service.classify("a fine film", name), NAMES), strict=True))
     for name, damage in NAMES.items():
-        response = service.classify("a fine film", name)
+        response = responses[name]
         assert response.status_code == 409, f"{damage}: {response.text}"
         assert response.json()["type"].endswith(":adapter-refused")
         reason = ALL[damage][1]

@@ -34,7 +34,7 @@ def ask(pool: ThreadPoolExecutor, service: Service, requests: int, texts: int = 
 
 
 @pytest.mark.parametrize(
-    "path", ["/classify", "/adapters", "/experiments", "/metrics", "/docs", "/openapi.json", "/", "/nope"]
+    "path", ["/classify", "/adapters", "/experiments", "/metrics", "/docs", "/openapi.json", "/consoles", "/nope"]
 )
 def test_every_route_but_the_probes_wants_a_key(service: Service, path: str) -> None:
     method = "POST" if path == "/classify" else "GET"
@@ -47,7 +47,8 @@ def test_every_route_but_the_probes_wants_a_key(service: Service, path: str) -> 
         assert httpx.request(method, service.url + path, headers=headers).status_code != 401
 
 
-def test_probes_are_open(service: Service) -> None:
+def test_probes_and_the_console_are_open(service: Service) -> None:
+    assert "Tonearm" in httpx.get(service.url + "/").text
     assert httpx.get(service.url + "/livez").status_code == 200
     assert httpx.get(service.url + "/readyz").status_code == 200
 

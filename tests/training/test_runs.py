@@ -79,7 +79,7 @@ MOMENTS = (
     ("saved", 1),
     ("published", 1),
 )
-SOME_MOMENTS = (MOMENTS[0], MOMENTS[4], MOMENTS[6])
+SOME_MOMENTS = (MOMENTS[0], MOMENTS[4])
 """Each costs a process that imports all there is; `make soak` dies at every one."""
 
 
@@ -225,9 +225,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.mark.parametrize("full", [pytest.param("runs", marks=pytest.mark.soak), "registry"])
+@pytest.mark.parametrize(
+    ("full", "goes_on"),
+    [("registry", False), *(pytest.param(full, True, marks=pytest.mark.soak) for full in ("runs", "registry"))],
+)
 def test_a_full_disk_is_named_and_nothing_half_published(
-    write_recipe: Callable[..., Path], tiny_bases: dict[str, Path], small_disk: Path, tmp_path: Path, full: str
+    write_recipe: Callable[..., Path],
+    tiny_bases: dict[str, Path],
+    small_disk: Path,
+    tmp_path: Path,
+    full: str,
+    goes_on: bool,
 ) -> None:
     recipe = write_recipe(base_model=str(tiny_bases["distilbert"]), lora={"rank": 32}, training={"epochs": 1})
     places = {"runs": tmp_path / "runs", "registry": tmp_path / "registry"} | {full: small_disk / full}
@@ -239,6 +247,8 @@ def test_a_full_disk_is_named_and_nothing_half_published(
     assert ended.stderr.count("\n") == 1 and "the run goes on from its last epoch" in ended.stderr
     assert not Registry(places["registry"]).names()
     assert not list(places["registry"].glob("*/.publishing-*"))
+    if not goes_on:
+        return
     (small_disk / "ballast").unlink()
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     ended = _run("-m", "tonearm", *arguments)

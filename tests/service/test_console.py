@@ -287,7 +287,8 @@ def test_adapters_by_the_thousand(page: "Page", running: Service) -> None:
     page.wait_for_selector("tbody tr:has-text('alien') .reason:has-text('someone/else')")
     page.select_option("#state", "")
     page.fill("#search", "team-0007")
-    page.wait_for_selector("tbody a:text-is('team-0007')")
+    page.wait_for_selector("tbody a:text-is('team-0007')")  # on the first page of all, too
+    page.wait_for_selector("text=1 to 1 of 1")
     assert HOSTILE in page.inner_text("tbody")  # as text
     page.reload()
     give_key(page, KEY)

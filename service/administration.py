@@ -75,23 +75,23 @@ Alias = Annotated[str, PathParameter(description="What follows the @.", examples
 @router.put("/{name}/aliases/{alias}", responses=_ALIASED, summary="Point name@alias at a version")
 def set_alias(request: Request, name: Name, alias: Alias, body: AliasBody, x_request_id: XRequestId = None) -> Aliases:
     """Requests for it get that version from the next one on; an alias that is not there yet is made."""
-    registry, plain = _aliased(request, name)
-    with _writing(f"{plain}@{alias}"):
-        registry.set_alias(plain, alias, body.version)
-    return Aliases(name=plain, aliases=registry.aliases(plain))
+    registry = _registry_with(request, name)
+    with _writing(f"{name}@{alias}"):
+        registry.set_alias(name, alias, body.version)
+    return Aliases(name=name, aliases=registry.aliases(name))
 
 
 @router.delete("/{name}/aliases/{alias}", responses=_ALIASED, summary="Forget name@alias")
 def remove_alias(request: Request, name: Name, alias: Alias, x_request_id: XRequestId = None) -> Aliases:
     """Requests for it are a 404 from then on; versions stay."""
-    registry, plain = _aliased(request, name)
-    with _writing(f"{plain}@{alias}"):
-        registry.remove_alias(plain, alias)
-    return Aliases(name=plain, aliases=registry.aliases(plain))
+    registry = _registry_with(request, name)
+    with _writing(f"{name}@{alias}"):
+        registry.remove_alias(name, alias)
+    return Aliases(name=name, aliases=registry.aliases(name))
 
 
-def _aliased(request: Request, name: str) -> tuple[Registry, str]:
-    """A registry for this thread, and the name.
+def _registry_with(request: Request, name: str) -> Registry:
+    """A registry for this thread, which has the name.
 
     Raises:
         InvalidReference: it says which version, but an alias is the name's.
@@ -103,7 +103,7 @@ def _aliased(request: Request, name: str) -> tuple[Registry, str]:
         raise InvalidReference(name)
     registry = Registry(service.settings.adapters_dir)
     registry.resolve(reference)
-    return registry, name
+    return registry
 
 
 @contextmanager

@@ -29,6 +29,10 @@ def _encodable(text: str) -> str:
     return text
 
 
+def _time(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds")
+
+
 Text = Annotated[str, AfterValidator(_encodable)]
 TextOrTexts = Annotated[
     Annotated[Text, Tag("one")] | Annotated[list[Text], Field(min_length=1), Tag("many")],
@@ -207,8 +211,7 @@ class DecisionEntry(BaseModel):
 
     @classmethod
     def of(cls, decision: Decision) -> Self:
-        at = datetime.fromtimestamp(decision.at_s, UTC).isoformat(timespec="milliseconds")
-        return cls(at=at, kind=decision.kind, shares=decision.weights, reason=decision.reason)
+        return cls(at=_time(decision.at_s), kind=decision.kind, shares=decision.weights, reason=decision.reason)
 
 
 class Standings(BaseModel):
@@ -364,7 +367,7 @@ class Course(BaseModel):
             name=experiment.name,
             looks=[
                 LookBack(
-                    at=datetime.fromtimestamp(look.at_s, UTC).isoformat(timespec="milliseconds"),
+                    at=_time(look.at_s),
                     labelled=dict(zip(names, look.labelled, strict=True)),
                     accuracy=dict(zip(names, look.accuracy, strict=True)),
                     differences=[DifferenceResult(**asdict(difference)) for difference in look.differences],

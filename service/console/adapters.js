@@ -1,6 +1,6 @@
 // All adapters, a page at a time; and one of them, with its report, its traffic, and what an administrator may do.
 
-import { badge, button, calm, count, day, failure, h, percent, put, rate, table, whiskers } from "./dom.js";
+import { badge, button, calm, count, day, failure, h, nearest, percent, put, rate, table, whiskers } from "./dom.js";
 import { confusion, lines } from "./charts.js";
 import { ask, pathOf, read } from "./http.js";
 import { Span, follow } from "./metrics.js";
@@ -164,14 +164,7 @@ async function one(room, { name, signal }) {
       room,
       h("h1", null, name),
       failure(error),
-      error.nearest?.length
-        ? h(
-            "p",
-            null,
-            "Near: ",
-            error.nearest.map((near) => [h("a", { href: `#/adapters/${near}` }, near), " "]),
-          )
-        : null,
+      nearest(error, (near) => h("a", { href: `#/adapters/${near}` }, near)),
     );
     return;
   }

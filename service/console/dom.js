@@ -2,6 +2,10 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
+/** Children as one list, without those that are left out. */
+const shown = (children) =>
+  children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false);
+
 function fill(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes || {})) {
     if (value === null || value === undefined || value === false) continue;
@@ -9,9 +13,7 @@ function fill(element, attributes, children) {
     else if (name === "value" || name === "checked" || name === "disabled") element[name] = value;
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(
-    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
-  );
+  element.append(...shown(children));
   return element;
 }
 
@@ -20,9 +22,7 @@ export const h = (tag, attributes, ...children) => fill(document.createElement(t
 export const s = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
 
 export const put = (element, ...children) => {
-  element.replaceChildren(
-    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
-  );
+  element.replaceChildren(...shown(children));
   return element;
 };
 
@@ -43,12 +43,22 @@ export const rate = (value) =>
   value === null || Number.isNaN(value) ? "–" : value >= 100 ? count(value) : value.toFixed(1);
 export const bytes = (value) =>
   value >= 2 ** 30 ? `${(value / 2 ** 30).toFixed(2)} GiB` : `${Math.round(value / 2 ** 20)} MiB`;
-export const clock = (date) => date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 export const day = (text) => new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 
 /** What went wrong, where it can be seen and is read out. */
 export const failure = (error) =>
   h("p", { class: "notice bad", role: "alert" }, h("b", null, error.title || "Error"), ": ", error.message);
+
+/** Names like the one that there is not, each as it is to be offered. */
+export const nearest = (error, offer) =>
+  error.nearest?.length
+    ? h(
+        "p",
+        null,
+        "Near: ",
+        error.nearest.map((name) => [offer(name), " "]),
+      )
+    : null;
 
 export const badge = (state, text = state) => h("span", { class: `badge ${state}` }, text);
 

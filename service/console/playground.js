@@ -1,6 +1,6 @@
 // A text, some adapters, what each says of it.
 
-import { badge, button, calm, copyButton, count, failure, h, percent, put, seconds } from "./dom.js";
+import { badge, button, calm, copyButton, count, failure, h, nearest, percent, put, seconds } from "./dom.js";
 import { ask, hasKey, pathOf, read } from "./http.js";
 
 const MOST_BARS = 8,
@@ -195,14 +195,7 @@ export async function open(room, { query, signal }) {
       put(
         answers,
         failure(error),
-        error.nearest?.length
-          ? h(
-              "p",
-              null,
-              "Near: ",
-              error.nearest.map((name) => [button(name, () => choose(name), { class: "quiet" }), " "]),
-            )
-          : null,
+        nearest(error, (name) => button(name, () => choose(name), { class: "quiet" })),
       );
     } finally {
       answers.removeAttribute("aria-busy");

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [bank|residency|padding|load|ab|training|replicas|score]`: every measurement, or one.
+"""`python -m benchmarks [bank|bases|residency|padding|load|ab|training|replicas|score]`: every measurement, or one.
 
 Tables go to the terminal, JSON to runs/benchmarks.
 """
@@ -40,6 +40,22 @@ def bank(
     if unknown:
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of {', '.join(measurement.TABLES)}")
     measurement.run(rounds, tables or measurement.TABLES)
+
+
+@app.command()
+def bases(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Of MiniLM-L6, BERT-base and so on; none: all of them.")
+    ] = None,
+    rounds: Rounds = 5,
+) -> None:
+    """The bank on bases of other sizes, with random weights: rows a second and memory, on a GPU where there is one."""
+    from benchmarks import bases as measurement
+
+    unknown = set(names or ()) - set(measurement.BASES)
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of {', '.join(measurement.BASES)}")
+    measurement.run(rounds, names or list(measurement.BASES))
 
 
 @app.command()

@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification
 from adapters.base_model import BaseModelFiles, find_base_model
 from adapters.reference import AdapterId
 from adapters.store import Registry
-from benchmarks.made import ALL_LINEAR, QUERY_VALUE, make_adapter
+from benchmarks.made import ALL_LINEAR, QUERY_VALUE, Targets, make_adapter, targeted
 from benchmarks.measure import Side, console, device, in_turn, matmul_flops_per_s, write
 from engine.engine import Engine
 
@@ -35,7 +35,7 @@ _SMALLEST_ID, _LARGEST_ID = 1000, 29000
 class Bench:
     """An engine and the same adapters in PEFT."""
 
-    def __init__(self, root: Path, base: BaseModelFiles, *, rank: int, targets: tuple[str, ...], peft: bool) -> None:
+    def __init__(self, root: Path, base: BaseModelFiles, *, rank: int, targets: Targets, peft: bool) -> None:
         self.engine = Engine(base, capacity=ADAPTERS)
         registry = Registry(root)
         self.ids: list[AdapterId] = []
@@ -236,12 +236,9 @@ def _wide(bench: Bench, rounds: int) -> dict[str, Side]:
     return found
 
 
-def _memory(bench: Bench, rank: int, targets: tuple[str, ...]) -> dict[str, float]:
-    weights = sum(
-        4 * rank * (d_in + d_out)
-        for name, (d_in, d_out) in bench.engine.layout.linears.items()
-        if name.rpartition(".")[2] in targets and "pooler" not in name
-    )
+def _memory(bench: Bench, rank: int, targets: Targets) -> dict[str, float]:
+    adapted, _ = targeted(bench.engine.layout, targets)
+    weights = sum(4 * rank * (d_in + d_out) for d_in, d_out in adapted.values())
     hidden = bench.engine.layout.linears[bench.engine.layout.output][0]
     own = weights + 4 * 2 * (hidden + 1)
     per_slot = bench.engine.bytes_per_adapter()

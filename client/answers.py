@@ -70,6 +70,7 @@ class AdapterVersion(_Answer):
 
     version: int
     state: str
+    pinned: bool = False
     reason: str | None = None
     verified: bool
     labels: tuple[str, ...] | None = None
@@ -85,8 +86,49 @@ class AdapterEntry(_Answer):
     versions: tuple[AdapterVersion, ...]
 
 
+class AdapterTraining(_Answer):
+    """What a manifest says of how an adapter came about; `created` is UTC, ISO 8601, and rank 0 is a head alone."""
+
+    created: str
+    task: str
+    base: str
+    rank: int
+    max_tokens: int
+    truncation_side: str
+    temperature: float
+    data: str | None = None
+    examples: int | None = None
+
+
+class AdapterDetail(AdapterVersion):
+    """One version, whole.
+
+    Attributes:
+        adapter: the exact version, `movies@1`.
+        versions: of the name, newest first.
+        training: None without a manifest.
+        examples: texts to try.
+        report: files of the report, at `/adapters/{name}/report/{file}`.
+    """
+
+    name: str
+    adapter: str
+    aliases: Mapping[str, int]
+    versions: tuple[int, ...]
+    training: AdapterTraining | None = None
+    examples: tuple[str, ...] = ()
+    report: tuple[str, ...] = ()
+
+
+class Aliases(_Answer):
+    """A name's aliases, each with its version."""
+
+    name: str
+    aliases: Mapping[str, int]
+
+
 class AdapterList(_Answer):
-    """The registry as the service sees it."""
+    """The registry as the service sees it; `total` names were found, of which `limit` may have cut some off."""
 
     base_model: str
     default_adapter: str
@@ -186,6 +228,40 @@ class Difference(_Answer):
     anytime: Bounds
     fixed: Bounds
     verdict: str
+
+
+class Look(_Answer):
+    """What might have been said of an experiment at some time; its numbers by arm."""
+
+    at: str
+    labelled: Mapping[str, int]
+    accuracy: Mapping[str, float | None]
+    differences: tuple[Difference, ...]
+
+
+class History(_Answer):
+    """How an experiment's differences came to be, oldest look first; the last is now."""
+
+    name: str
+    looks: tuple[Look, ...]
+
+
+class Plan(_Answer):
+    """Labelled units that each of two equal arms needs for a difference to be seen.
+
+    Attributes:
+        accuracy: of the first arm.
+        fixed: for one look settled before.
+        anytime: for looking whenever one likes.
+        labelled_units: how many the arms have, by arm.
+    """
+
+    accuracy: float
+    difference: float
+    power: float
+    fixed: int
+    anytime: int
+    labelled_units: Mapping[str, int]
 
 
 class ShadowResult(_Answer):

@@ -7,9 +7,21 @@ from typing import Self, TypeVar, Unpack, overload
 import httpx
 
 from client import calls
-from client.answers import AdapterList, AdapterState, Classification, ExperimentList, ExperimentResult, Item, Standing
+from client.answers import (
+    AdapterDetail,
+    AdapterList,
+    AdapterState,
+    Aliases,
+    Classification,
+    ExperimentList,
+    ExperimentResult,
+    History,
+    Item,
+    Plan,
+    Standing,
+)
 from client.attempts import RetryPolicy, Send, Wait, attempts
-from client.calls import Call, ClassifyOptions, Form, Reply, Several
+from client.calls import Call, ClassifyOptions, Form, ListOptions, Reply, Several
 from client.errors import ConnectionFailed, transport_errors
 
 T = TypeVar("T")
@@ -72,9 +84,21 @@ class AsyncClient:
         """`Client.feedback`."""
         await self._ask(calls.feedback(request_id, label, text))
 
-    async def adapters(self) -> AdapterList:
+    async def adapters(self, **options: Unpack[ListOptions]) -> AdapterList:
         """`Client.adapters`."""
-        return await self._ask(calls.adapters())
+        return await self._ask(calls.adapters(options))
+
+    async def adapter(self, name: str) -> AdapterDetail:
+        """`Client.adapter`."""
+        return await self._ask(calls.adapter(name))
+
+    async def set_alias(self, name: str, alias: str, version: int) -> Aliases:
+        """`Client.set_alias`."""
+        return await self._ask(calls.set_alias(name, alias, version))
+
+    async def remove_alias(self, name: str, alias: str) -> Aliases:
+        """`Client.remove_alias`."""
+        return await self._ask(calls.remove_alias(name, alias))
 
     async def experiments(self) -> ExperimentList:
         """`Client.experiments`."""
@@ -83,6 +107,16 @@ class AsyncClient:
     async def experiment(self, name: str) -> ExperimentResult:
         """`Client.experiment`."""
         return await self._ask(calls.experiment(name))
+
+    async def experiment_history(self, name: str) -> History:
+        """`Client.experiment_history`."""
+        return await self._ask(calls.experiment_history(name))
+
+    async def plan_experiment(
+        self, name: str, difference: float, *, power: float = 0.8, accuracy: float | None = None
+    ) -> Plan:
+        """`Client.plan_experiment`."""
+        return await self._ask(calls.plan_experiment(name, difference, power, accuracy))
 
     async def export_experiment(self, name: str, form: Form = "csv") -> str:
         """`Client.export_experiment`."""

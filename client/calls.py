@@ -5,12 +5,24 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypedDict, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from client.answers import AdapterList, AdapterState, Classification, ExperimentList, ExperimentResult, Item, Standing
+from client.answers import (
+    AdapterDetail,
+    AdapterList,
+    AdapterState,
+    Aliases,
+    Classification,
+    ExperimentList,
+    ExperimentResult,
+    History,
+    Item,
+    Plan,
+    Standing,
+)
 from client.errors import InvalidAnswer, InvalidArgument
 
 T = TypeVar("T")
@@ -21,6 +33,7 @@ Several = list[str] | tuple[str, ...]
 LongText = Literal["truncate", "windows"]
 Verb = Literal["load", "unload", "pin", "verify"]
 Form = Literal["csv", "jsonl"]
+State = Literal["resident", "registered", "failed"]
 
 _SHOWN_CHARACTERS = 80
 
@@ -118,9 +131,40 @@ def feedback(request_id: str, label: str, text: int = 0) -> Call[None]:
     return Call("POST", "/feedback", lambda reply: None, _identified() | _JSON, body)
 
 
-def adapters() -> Call[AdapterList]:
+class ListOptions(TypedDict, total=False):
+    """Which adapters to list; every one may be left out.
+
+    Attributes:
+        search: in the name or the newest description.
+        state: only names of which a version stands so.
+        offset, limit: pass over so many names, and show so many at most.
+    """
+
+    search: str | None
+    state: State | None
+    offset: int | None
+    limit: int | None
+
+
+def adapters(options: ListOptions) -> Call[AdapterList]:
     """`GET /adapters`."""
-    return Call("GET", "/adapters", _parser(AdapterList), _identified())
+    return Call("GET", f"/adapters{_query(options)}", _parser(AdapterList), _identified())
+
+
+def adapter(name: str) -> Call[AdapterDetail]:
+    """`GET /adapters/{name}`."""
+    return Call("GET", _adapter(name), _parser(AdapterDetail), _identified())
+
+
+def set_alias(name: str, alias: str, version: int) -> Call[Aliases]:
+    """`PUT /adapters/{name}/aliases/{alias}`."""
+    body = _json({"version": version})
+    return Call("PUT", _alias(name, alias), _parser(Aliases), _identified() | _JSON, body, repeatable=False)
+
+
+def remove_alias(name: str, alias: str) -> Call[Aliases]:
+    """`DELETE /adapters/{name}/aliases/{alias}`."""
+    return Call("DELETE", _alias(name, alias), _parser(Aliases), _identified(), repeatable=False)
 
 
 def experiments() -> Call[ExperimentList]:
@@ -130,7 +174,18 @@ def experiments() -> Call[ExperimentList]:
 
 def experiment(name: str) -> Call[ExperimentResult]:
     """`GET /experiments/{name}`."""
-    return Call("GET", f"/experiments/{quote(name, safe='')}", _parser(ExperimentResult), _identified())
+    return Call("GET", _experiment(name), _parser(ExperimentResult), _identified())
+
+
+def experiment_history(name: str) -> Call[History]:
+    """`GET /experiments/{name}/history`."""
+    return Call("GET", f"{_experiment(name)}/history", _parser(History), _identified())
+
+
+def plan_experiment(name: str, difference: float, power: float, accuracy: float | None) -> Call[Plan]:
+    """`GET /experiments/{name}/plan`."""
+    asked = _query({"difference": difference, "power": power, "accuracy": accuracy})
+    return Call("GET", f"{_experiment(name)}/plan{asked}", _parser(Plan), _identified())
 
 
 def stop_experiment(name: str, reason: str) -> Call[Standing]:
@@ -146,12 +201,12 @@ def promote_experiment(name: str, reason: str, arm: str | None, alias: str | Non
 
 def export_experiment(name: str, form: Form) -> Call[str]:
     """`GET /experiments/{name}/export`."""
-    path = f"/experiments/{quote(name, safe='')}/export?format={form}"
+    path = f"{_experiment(name)}/export{_query({'format': form})}"
     return Call("GET", path, lambda reply: reply.content.decode(), _identified())
 
 
 def _end(name: str, verb: str, body: Mapping[str, Any]) -> Call[Standing]:
-    path = f"/experiments/{quote(name, safe='')}/{verb}"
+    path = f"{_experiment(name)}/{verb}"
     return Call("POST", path, _parser(Standing), _identified() | _JSON, _json(body), repeatable=False)
 
 
@@ -162,8 +217,7 @@ def ready() -> Call[bool]:
 
 def administer(name: str, verb: Verb) -> Call[AdapterState]:
     """`POST /adapters/{name}/{verb}`."""
-    path = f"/adapters/{quote(name, safe='@')}/{verb}"
-    return Call("POST", path, _parser(AdapterState), _identified(), repeatable=False)
+    return Call("POST", f"{_adapter(name)}/{verb}", _parser(AdapterState), _identified(), repeatable=False)
 
 
 def build_request(
@@ -217,6 +271,23 @@ def _json(body: Mapping[str, Any]) -> bytes:
     except UnicodeEncodeError:
         # Half a surrogate pair has no bytes. Escaped it gets there, and the service says which text has it.
         return json.dumps(body).encode()
+
+
+def _adapter(name: str) -> str:
+    return f"/adapters/{quote(name, safe='@')}"
+
+
+def _alias(name: str, alias: str) -> str:
+    return f"{_adapter(name)}/aliases/{quote(alias, safe='')}"
+
+
+def _experiment(name: str) -> str:
+    return f"/experiments/{quote(name, safe='')}"
+
+
+def _query(asked: Mapping[str, Any]) -> str:
+    given = {key: value for key, value in asked.items() if value is not None}
+    return f"?{urlencode(given)}" if given else ""
 
 
 def _identified() -> dict[str, bytes]:

@@ -7,9 +7,21 @@ from typing import Self, TypeVar, Unpack, overload
 import httpx
 
 from client import calls
-from client.answers import AdapterList, AdapterState, Classification, ExperimentList, ExperimentResult, Item, Standing
+from client.answers import (
+    AdapterDetail,
+    AdapterList,
+    AdapterState,
+    Aliases,
+    Classification,
+    ExperimentList,
+    ExperimentResult,
+    History,
+    Item,
+    Plan,
+    Standing,
+)
 from client.attempts import RetryPolicy, Send, Wait, attempts
-from client.calls import Call, ClassifyOptions, Form, Reply, Several
+from client.calls import Call, ClassifyOptions, Form, ListOptions, Reply, Several
 from client.errors import ConnectionFailed, transport_errors
 
 T = TypeVar("T")
@@ -99,9 +111,29 @@ class Client:
         """
         self._ask(calls.feedback(request_id, label, text))
 
-    def adapters(self) -> AdapterList:
-        """All adapters, their versions and how they stand."""
-        return self._ask(calls.adapters())
+    def adapters(self, **options: Unpack[ListOptions]) -> AdapterList:
+        """The adapters, their versions and how they stand; all of them without options.
+
+        Args:
+            options: search, state, offset, limit; see `ListOptions`.
+        """
+        return self._ask(calls.adapters(options))
+
+    def adapter(self, name: str) -> AdapterDetail:
+        """One version, whole: how it stands, how it was trained, examples.
+
+        Args:
+            name: `movies`, `movies@3` or `movies@champion`.
+        """
+        return self._ask(calls.adapter(name))
+
+    def set_alias(self, name: str, alias: str, version: int) -> Aliases:
+        """Point `name@alias` at a version, from the next request on. Wants an administrator's key."""
+        return self._ask(calls.set_alias(name, alias, version))
+
+    def remove_alias(self, name: str, alias: str) -> Aliases:
+        """Forget `name@alias`; versions stay. Wants an administrator's key."""
+        return self._ask(calls.remove_alias(name, alias))
 
     def experiments(self) -> ExperimentList:
         """The experiments in force."""
@@ -110,6 +142,22 @@ class Client:
     def experiment(self, name: str) -> ExperimentResult:
         """An experiment's numbers so far, and what they allow to be said."""
         return self._ask(calls.experiment(name))
+
+    def experiment_history(self, name: str) -> History:
+        """How an experiment's differences came to be: at most 40 looks back, and now."""
+        return self._ask(calls.experiment_history(name))
+
+    def plan_experiment(
+        self, name: str, difference: float, *, power: float = 0.8, accuracy: float | None = None
+    ) -> Plan:
+        """How much feedback a difference takes to be seen.
+
+        Args:
+            difference: the smallest that is to be seen, e.g. 0.02.
+            power: chance of seeing it.
+            accuracy: of the first arm; as seen so far if left out.
+        """
+        return self._ask(calls.plan_experiment(name, difference, power, accuracy))
 
     def export_experiment(self, name: str, form: Form = "csv") -> str:
         """Every answer of an experiment with its feedback, oldest first; units are hashed."""

@@ -175,12 +175,7 @@ def _print_arms(found: "ExperimentResult") -> None:
 
 
 def _print_differences(found: "ExperimentResult") -> None:
-    if len(found.arms) < 2:
-        return
-    if not found.differences:
-        console.print(
-            "no difference yet: each arm needs 30 labelled units" if not found.void else "no difference: void"
-        )
+    if not found.differences:  # the summary says why
         return
     first = found.arms[0].name
     table = Table("arm", f"accuracy less {first}'s", "95 % at every look", "95 % at one look", "verdict")

@@ -31,14 +31,18 @@ export async function open(room, { signal }) {
     ),
   );
   put(tiles, h("p", { class: "dim" }, "The first figures come with the second look."));
+  const known = new WeakMap(); // a look's figures, worked out once
   follow(EVERY_MS, signal, (looks, error) => {
     put(trouble, error ? failure(error) : null);
     if (looks.length < 2 || document.hidden) return;
-    const spans = looks.slice(1).map((look, at) => new Span(looks[at], look));
+    const points = looks.slice(1).map((look, at) => {
+      if (!known.has(look)) known.set(look, figuresOf(new Span(looks[at], look)));
+      return known.get(look);
+    });
     const lately = new Span(looks[Math.max(0, looks.length - TABLE_LOOKS)], looks.at(-1));
     put(tiles, tilesOf(lately, looks.at(-1)));
     // Under the pointer they stand still, to be read.
-    if (!(canHover.matches && charts.matches(":hover"))) put(charts, chartsOf(spans));
+    if (!(canHover.matches && charts.matches(":hover"))) put(charts, chartsOf(points));
     put(busiest, busiestOf(lately));
     put(workers, workersOf(looks.at(-1)));
   });
@@ -90,61 +94,63 @@ function tilesOf(span, look) {
   ];
 }
 
-function chartsOf(spans) {
-  const now = spans.at(-1).after.at;
-  const over = (of) => spans.map((span) => [(span.after.at - now) / 1e3, of(span)]);
+function figuresOf(span) {
+  const stage = (name) => span.mean("tonearm_stage_seconds", (labels) => labels.stage === name);
+  return {
+    at: span.after.at,
+    answered: span.rate("tonearm_requests_total", (labels) => asks(labels) && labels.status.startsWith("2")),
+    refused: span.rate("tonearm_requests_total", refused),
+    failed: span.rate("tonearm_requests_total", broke),
+    p50: span.quantile(0.5, "tonearm_request_seconds", classified),
+    p99: span.quantile(0.99, "tonearm_request_seconds", classified),
+    ...Object.fromEntries(STAGES.map((name) => [name, stage(name)])),
+    texts: span.after.sum("tonearm_queued_rows"),
+    padding: padding(span),
+    loads: span.rate("tonearm_adapter_loads_total"),
+    evictions: span.rate("tonearm_adapter_evictions_total"),
+  };
+}
+
+function chartsOf(points) {
+  const now = points.at(-1).at;
+  const line = (name, dashed = false) => ({
+    name,
+    points: points.map((point) => [(point.at - now) / 1e3, point[name]]),
+    dashed,
+  });
   const axis = { x: (value) => (value ? `−${Math.round(-value)} s` : "now") };
-  const stage = (name) => over((span) => span.mean("tonearm_stage_seconds", (labels) => labels.stage === name));
-  const of = (share) => over((span) => span.quantile(share, "tonearm_request_seconds", classified));
   return [
+    lines([line("answered"), line("refused", true), line("failed", true)], [], {
+      ...axis,
+      label: "Requests a second",
+      y: rate,
+      floor: 0,
+    }),
+    lines([line("p50"), line("p99", true)], [], { ...axis, label: "Time to answer /classify", y: seconds, floor: 0 }),
     lines(
-      [
-        {
-          name: "answered",
-          points: over((span) =>
-            span.rate("tonearm_requests_total", (labels) => asks(labels) && labels.status.startsWith("2")),
-          ),
-        },
-        { name: "refused", points: over((span) => span.rate("tonearm_requests_total", refused)), dashed: true },
-        { name: "failed", points: over((span) => span.rate("tonearm_requests_total", broke)), dashed: true },
-      ],
-      [],
-      { ...axis, label: "Requests a second", y: rate, floor: 0 },
-    ),
-    lines(
-      [
-        { name: "p50", points: of(0.5) },
-        { name: "p99", points: of(0.99), dashed: true },
-      ],
-      [],
-      { ...axis, label: "Time to answer /classify", y: seconds, floor: 0 },
-    ),
-    lines(
-      STAGES.map((name, at) => ({ name, points: stage(name), dashed: at === 0 })),
+      STAGES.map((name, at) => line(name, at === 0)),
       [],
       { ...axis, label: "Mean time in a stage, of a batch", y: seconds, floor: 0 },
     ),
-    lines([{ name: "texts", points: over((span) => span.after.sum("tonearm_queued_rows")) }], [], {
+    lines([line("texts")], [], {
       ...axis,
       label: "Queue",
       y: count,
       floor: 0,
       whole: true,
     }),
-    lines([{ name: "padding", points: over(padding) }], [], {
+    lines([line("padding")], [], {
       ...axis,
       label: "Share of the tokens computed that was padding",
       y: (value) => percent(value),
       floor: 0,
     }),
-    lines(
-      [
-        { name: "loads", points: over((span) => span.rate("tonearm_adapter_loads_total")) },
-        { name: "evictions", points: over((span) => span.rate("tonearm_adapter_evictions_total")), dashed: true },
-      ],
-      [],
-      { ...axis, label: "Adapters loaded and evicted, a second", y: rate, floor: 0 },
-    ),
+    lines([line("loads"), line("evictions", true)], [], {
+      ...axis,
+      label: "Adapters loaded and evicted, a second",
+      y: rate,
+      floor: 0,
+    }),
   ].map((figure) => h("section", { class: "card" }, figure));
 }
 

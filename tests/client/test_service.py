@@ -90,6 +90,25 @@ def test_listings_and_readiness(ask: Ask, service: Service) -> None:
     assert ask(service.url, "ready", settings={}) is True
 
 
+def test_a_part_of_the_list_and_one_adapter(ask: Ask, service: Service) -> None:
+    everything = ask(service.url, "adapters", settings=SETTINGS)
+    part = ask(service.url, "adapters", settings=SETTINGS, state="resident", search="o", offset=1, limit=1)
+    assert part.total is not None and 2 <= part.total < everything.total and len(part.adapters) == 1
+    one = ask(service.url, "adapter", "movies@1", settings=SETTINGS)
+    assert (one.adapter, one.versions, one.labels) == ("movies@1", (1,), ("negative", "positive"))
+    with pytest.raises(InvalidRequest, match=r"query\.limit"):
+        ask(service.url, "adapters", settings=SETTINGS, limit=0)
+
+
+def test_aliases(ask: Ask, service: Service) -> None:
+    settings = {"api_key": ADMIN_KEY}
+    with pytest.raises(InvalidRequest, match="blue green"):
+        ask(service.url, "set_alias", "movies", "blue green", 1, settings=settings)
+    assert ask(service.url, "set_alias", "movies", "newest", 1, settings=settings).aliases["newest"] == 1
+    assert ask(service.url, "classify", "meh", settings=SETTINGS, adapter="movies@newest").adapter == "movies@1"
+    assert "newest" not in ask(service.url, "remove_alias", "movies", "newest", settings=settings).aliases
+
+
 def test_feedback_is_counted_once(ask: Ask, service: Service) -> None:
     name = "movies-2026-12"
     answer = ask(service.url, "classify", TEXTS[0], settings=SETTINGS, unit_id=f"client-{ask.__name__}")
@@ -104,6 +123,10 @@ def test_feedback_is_counted_once(ask: Ask, service: Service) -> None:
     exported = ask(service.url, "export_experiment", name, "jsonl", settings=SETTINGS)
     mine = next(line for line in exported.splitlines() if answer.request_id in line)
     assert json.loads(mine)["feedback"] == answer.label
+    looks = ask(service.url, "experiment_history", name, settings=SETTINGS).looks
+    assert looks[-1].labelled == after
+    plan = ask(service.url, "plan_experiment", name, 0.05, settings=SETTINGS, accuracy=0.8)
+    assert plan.anytime > plan.fixed > 100 and plan.labelled_units.keys() == after.keys()
     with pytest.raises(NotFound, match="no text 7 was answered"):
         ask(service.url, "feedback", answer.request_id, "positive", settings=SETTINGS, text=7)
 

@@ -45,9 +45,9 @@ def bank(
 @app.command()
 def bases(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Of MiniLM-L6, BERT-base and so on; none: all of them.")
+        list[str] | None, typer.Argument(help="Of MiniLM-L6, BERT-base, Qwen2.5-0.5B and so on; none: all encoders.")
     ] = None,
-    rounds: Rounds = 5,
+    rounds: Rounds = 3,
 ) -> None:
     """The bank on bases of other sizes, with random weights: rows a second and memory, on a GPU where there is one."""
     from benchmarks import bases as measurement
@@ -55,7 +55,7 @@ def bases(
     unknown = set(names or ()) - set(measurement.BASES)
     if unknown:
         raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of {', '.join(measurement.BASES)}")
-    measurement.run(rounds, names or list(measurement.BASES))
+    measurement.run(rounds, names or measurement.ENCODERS)
 
 
 @app.command()

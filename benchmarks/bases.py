@@ -56,6 +56,8 @@ BASES: dict[str, Callable[[], PretrainedConfig] | None] = {
     ),
 }
 
+ENCODERS = tuple(name for name in BASES if name != "Qwen2.5-0.5B")
+
 
 def run(rounds: int, names: Sequence[str]) -> None:
     """Measure and print these bases; ratios are to the first of them."""

@@ -36,7 +36,7 @@ A {kind} for [Tonearm](#how-to-call-it) on `{base_id}`{revision}, for the labels
 
 On the {n} texts of the validation split, which chose the epoch too, so that these figures are a little kind.
 Brackets hold 95 % intervals (Wilson for accuracy, bootstrap for macro-F1). Always giving the commonest label would
-score {chance:.3f}. *Base* is the untrained base, with the head it has before training.
+score {chance:.3f}. The untrained base has the head that it has before training.
 
 | | accuracy | macro-F1 | loss |
 | --- | --- | --- | --- |

@@ -18,6 +18,9 @@ from training.tokenise import TokenisedDataset
 if TYPE_CHECKING:
     from training.search import Search
 
+UNTRAINED = "untrained base"
+"""What the first of the stages is called; `base` alone may be an adapter's name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
@@ -68,7 +71,7 @@ class Outcome:
     def stages(self) -> list[tuple[str, Evaluation]]:
         """What was measured on the validation texts, in order, by name."""
         between = [] if self.transfer is None else [(f"after {self.transfer.adapter}", self.transfer.evaluation)]
-        return [("base", self.base_evaluation), *between, (self.recipe.name, self.tuned_evaluation)]
+        return [(UNTRAINED, self.base_evaluation), *between, (self.recipe.name, self.tuned_evaluation)]
 
     @property
     def base_id(self) -> str:

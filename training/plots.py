@@ -8,7 +8,7 @@ import numpy as np
 
 from training.calibrate import reliability, softmax
 from training.evaluate import decisions
-from training.outcome import Outcome
+from training.outcome import UNTRAINED, Outcome
 from training.report import parted_after
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def _curves(outcome: Outcome) -> "Figure":
     scores.plot(numbers, [epoch.macro_f1 for epoch in fit.epochs], "s--", color=BLUE, label="macro-F1")
     for name, evaluation in outcome.stages[:-1]:
         value = evaluation.accuracy.value
-        style = ":" if name == "base" else "-."
-        shown = "the untrained base" if name == "base" else name
+        style = ":" if name == UNTRAINED else "-."
+        shown = f"the {name}" if name == UNTRAINED else name
         scores.axhline(value, color=GREY, linestyle=style, label=f"accuracy of {shown} ({value:.2f})")
     scores.set(title="validation", xlabel="epoch")
     for axes in (losses, scores):

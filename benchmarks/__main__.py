@@ -3,6 +3,7 @@
 Tables go to the terminal, JSON to runs/benchmarks.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
@@ -36,9 +37,7 @@ def bank(
     """The LoRA bank against the plain base, PEFT and, where it is installed, ONNX Runtime."""
     from benchmarks import bank as measurement
 
-    unknown = set(tables or ()) - set(measurement.TABLES)
-    if unknown:
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of {', '.join(measurement.TABLES)}")
+    _check_known(tables, measurement.TABLES)
     measurement.run(rounds, tables or measurement.TABLES)
 
 
@@ -52,9 +51,7 @@ def bases(
     """The bank on bases of other sizes, with random weights: rows a second and memory, on a GPU where there is one."""
     from benchmarks import bases as measurement
 
-    unknown = set(names or ()) - set(measurement.BASES)
-    if unknown:
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of {', '.join(measurement.BASES)}")
+    _check_known(names, measurement.BASES)
     measurement.run(rounds, names or measurement.ENCODERS)
 
 
@@ -96,9 +93,7 @@ def load(
     """The real service over HTTP: transport, throughput, latency, overload; LitServe and infinity-emb beside it."""
     from benchmarks import load as measurement
 
-    unknown = set(parts or ()) - set(measurement.PARTS)
-    if unknown:
-        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of {', '.join(measurement.PARTS)}")
+    _check_known(parts, measurement.PARTS)
     options = measurement.Options(
         data=data,
         turns=measurement.Turns(rounds, seconds, connections),
@@ -161,6 +156,12 @@ def score(
     from benchmarks import score as measurement
 
     measurement.run(data, rows, rounds)
+
+
+def _check_known(given: Collection[str] | None, known: Collection[str]) -> None:
+    unknown = set(given or ()) - set(known)
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: expected some of {', '.join(known)}")
 
 
 # The processes of `load` are spawned and import this module again under another name.

@@ -24,12 +24,11 @@ from transformers import AutoModelForSequenceClassification
 from adapters.base_model import BaseModelFiles, find_base_model
 from adapters.reference import AdapterId
 from adapters.store import Registry
-from benchmarks.made import ALL_LINEAR, QUERY_VALUE, Targets, make_adapter, targeted
+from benchmarks.made import ALL_LINEAR, QUERY_VALUE, Targets, make_adapter, targeted, token_ids
 from benchmarks.measure import Side, console, device, in_turn, matmul_flops_per_s, write
 from engine.engine import Engine
 
 ADAPTERS = 64
-_SMALLEST_ID, _LARGEST_ID = 1000, 29000
 
 
 class Bench:
@@ -176,14 +175,10 @@ def run(rounds: int = 8, tables: Sequence[str] = TABLES) -> None:
     write("bank", report)
 
 
-def _ids(rows: int, tokens: int) -> torch.Tensor:
-    return torch.randint(_SMALLEST_ID, _LARGEST_ID, (rows, tokens), generator=torch.Generator().manual_seed(rows))
-
-
 def _small(bench: Bench, onnx: Callable[[torch.Tensor], Any] | None, rounds: int) -> dict[str, dict[str, Side]]:
     found = {}
     for rows, tokens in ((1, 16), (8, 32)):
-        ids = _ids(rows, tokens)
+        ids = token_ids(rows, tokens)
         calls = sides(bench, ids, {"1": [0] * rows, f"{rows}": popularity("distinct", rows, rows)}, rivals=False)
         if onnx is not None:
             # First, so that the ratios are to it.
@@ -200,14 +195,14 @@ def _distinct(bench: Bench, rounds: int) -> dict[str, dict[str, Side]]:
             f"{distinct}": popularity("distinct", rows, distinct) for distinct in (1, 8, 32, 64) if distinct <= rows
         }
         name = f"{rows} x {tokens}"
-        found[name] = in_turn(sides(bench, _ids(rows, tokens), mixes, rivals=True), rounds=rounds, what=name)
+        found[name] = in_turn(sides(bench, token_ids(rows, tokens), mixes, rivals=True), rounds=rounds, what=name)
         _print(f"distinct adapters in one batch, {name} tokens, r=8 q+v", found[name])
     return found
 
 
 def _popularity(bench: Bench, rounds: int) -> dict[str, Side]:
     mixes = {kind: popularity(kind, 32, 32) for kind in ("identical", "distinct", "uniform", "zipf")}
-    found = in_turn(sides(bench, _ids(32, 32), mixes, rivals=True), rounds=rounds, what="popularity")
+    found = in_turn(sides(bench, token_ids(32, 32), mixes, rivals=True), rounds=rounds, what="popularity")
     _print("popularity of adapters, 32 x 32 tokens, r=8 q+v", found)
     return found
 
@@ -217,7 +212,7 @@ def _speed(bench: Bench, rounds: int) -> dict[str, float]:
     shares = {}
     table = Table("batch", "GFLOP/s", "machine GFLOP/s", "share", title=f"share of the machine's speed ({device()})")
     for rows, tokens in ((1, 16), (8, 32), (32, 32), (8, 128), (32, 128)):
-        ids, slots = _ids(rows, tokens).tolist(), bench.slots(popularity("distinct", rows, rows))
+        ids, slots = token_ids(rows, tokens).tolist(), bench.slots(popularity("distinct", rows, rows))
         own = in_turn(
             {"bank": lambda ids=ids, slots=slots: bench.engine.forward(ids, slots)}, rounds=rounds, what="speed"
         )
@@ -231,7 +226,7 @@ def _speed(bench: Bench, rounds: int) -> dict[str, float]:
 
 def _wide(bench: Bench, rounds: int) -> dict[str, Side]:
     mixes = {"1": [0] * 32, "32": popularity("distinct", 32, 32)}
-    found = in_turn(sides(bench, _ids(32, 32), mixes, rivals=False), rounds=rounds, what="all-linear")
+    found = in_turn(sides(bench, token_ids(32, 32), mixes, rivals=False), rounds=rounds, what="all-linear")
     _print("r=16 on all linear modules, 32 x 32 tokens", found)
     return found
 

@@ -15,9 +15,9 @@ import transformers
 from rich.table import Table
 from transformers import AutoModel, AutoTokenizer, PretrainedConfig
 
-from adapters.base_model import DEFAULT_BASE_MODEL, BaseModelFiles, find_base_model
+from adapters.base_model import BaseModelFiles, find_base_model
 from adapters.reference import AdapterId
-from benchmarks.made import ALL_LINEAR, make_adapter
+from benchmarks.made import ALL_LINEAR, make_adapter, token_ids
 from benchmarks.measure import console, device, in_turn, write
 from engine.engine import Engine
 
@@ -60,7 +60,7 @@ ENCODERS = tuple(name for name in BASES if name != "Qwen2.5-0.5B")
 
 
 def run(rounds: int, names: Sequence[str]) -> None:
-    """Measure and print these bases; ratios are to the first of them."""
+    """Measure and print these bases."""
     on = "cuda" if torch.cuda.is_available() else "cpu"
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as place, torch.inference_mode():
@@ -98,12 +98,12 @@ def _written(directory: Path, config: PretrainedConfig) -> BaseModelFiles:
     """A base of this shape as hubs hold it: the bare encoder, and a tokeniser, which is the default's."""
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(find_base_model(DEFAULT_BASE_MODEL).directory).save_pretrained(directory)
+    AutoTokenizer.from_pretrained(find_base_model().directory).save_pretrained(directory)
     return find_base_model(str(directory))
 
 
 def _call(engine: Engine, rows: int, tokens: int) -> Callable[[], Any]:
-    ids = torch.randint(1000, 29_000, (rows, tokens), generator=torch.Generator().manual_seed(rows)).tolist()
+    ids = token_ids(rows, tokens).tolist()
     slots = [engine.slot(AdapterId(f"a{row % ADAPTERS}", 1)) for row in range(rows)]
     return lambda: engine.forward(ids, slots)
 

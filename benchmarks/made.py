@@ -16,6 +16,14 @@ ALL_LINEAR = None
 
 Targets = tuple[str, ...] | None
 
+_SMALLEST_ID, _LARGEST_ID = 1000, 29_000
+"""Of whole words, in the default's vocabulary."""
+
+
+def token_ids(rows: int, tokens: int) -> torch.Tensor:
+    """Drawn token ids [rows, tokens], int64, the same every time."""
+    return torch.randint(_SMALLEST_ID, _LARGEST_ID, (rows, tokens), generator=torch.Generator().manual_seed(rows))
+
 
 def make_adapter(
     directory: Path, base: BaseModelFiles, layout: BaseLayout, *, rank: int, targets: Targets, seed: int
@@ -55,5 +63,5 @@ def targeted(layout: BaseLayout, targets: Targets) -> tuple[dict[str, tuple[int,
     chosen = {
         name: dims for name, dims in layout.linears.items() if targets is None or name.rpartition(".")[2] in targets
     }
-    adapted = {name: dims for name, dims in chosen.items() if name not in head and ".pooler." not in f".{name}."}
+    adapted = {name: dims for name, dims in chosen.items() if name not in head and "pooler" not in name.split(".")}
     return adapted, sorted(chosen.keys() - adapted.keys() - head)

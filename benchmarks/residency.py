@@ -25,7 +25,7 @@ from adapters.base_model import BaseModelFiles, find_base_model
 from adapters.manifest import MANIFEST, BaseReference, GoldenExample, LoraShape, Manifest, digest_files, write_manifest
 from adapters.reference import AdapterId
 from adapters.store import Registry
-from benchmarks.made import QUERY_VALUE, make_adapter
+from benchmarks.made import QUERY_VALUE, make_adapter, token_ids
 from benchmarks.measure import console, in_turn, write
 from engine.engine import Engine
 from engine.rows import Answer, Row
@@ -254,7 +254,7 @@ def _warm(traffic: Traffic, engine: Engine, ids: list[AdapterId]) -> None:
 def _batches(engine: Engine, ids: list[AdapterId]) -> dict[str, Any]:
     """The engine alone on batches of 32 texts of 32 tokens, all resident: does it matter how many others are?"""
     chosen = random.Random(9)
-    rows = torch.randint(1000, 29000, (32, 32), generator=torch.Generator().manual_seed(1)).tolist()
+    rows = token_ids(32, 32).tolist()
     weights = [1 / (rank + 1) for rank in range(len(ids))]
     slots = {
         "5": [engine.slot(adapter) for adapter in chosen.choices(ids[:5], k=32)],

@@ -26,7 +26,7 @@ from training.fit import Fit, OnEpoch, fit
 from training.frozen import remembered_encoder
 from training.golden import choose_texts, golden_examples
 from training.model import BaseWithHead, add_adapter, load_base, lora_targets, set_trained_state, trained_state
-from training.outcome import Outcome, Transfer, public_id
+from training.outcome import UNTRAINED, Outcome, Transfer, public_id
 from training.page import write_page
 from training.plots import plots
 from training.processes import by_first, is_first
@@ -225,7 +225,7 @@ def _train(
     )
     untrained = untrained_base(prepared, recipe)
     base_evaluation = evaluate(untrained.model, tokens.validation, collate)
-    _say(console, "untrained base", base_evaluation)
+    _say(console, UNTRAINED, base_evaluation)
     plain, transfer = recipe, None
     if first is not None:
         recipe = recipe.model_copy(update={"warm_start_from": str(first.directory)})
